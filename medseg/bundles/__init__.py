@@ -1,0 +1,7 @@
+"""Find, read and check MONAI bundles; nothing here imports torch or MONAI before a check asks for it."""
+
+from __future__ import annotations
+
+from medseg.bundles.bundle import Bundle, list_bundles
+
+__all__ = ["Bundle", "list_bundles"]
