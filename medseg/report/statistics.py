@@ -59,13 +59,11 @@ def label_statistics(
         >>> row["volume_mm3"], row["centroid_mm"], row["bbox_mm"]
         (16.0, [3.0, 1.5, 1.5], [4.0, 2.0, 2.0])
     """
-    labels = _check_mask(np.asarray(mask))
-    matrix = _check_affine(np.asarray(affine, dtype=np.float64))
+    labels = check_mask(np.asarray(mask))
+    matrix = check_affine(np.asarray(affine, dtype=np.float64))
     values = None if image is None else np.asarray(image)
     if values is not None and values.shape != labels.shape:
-        raise ValueError(
-            f"image has shape {values.shape} but mask has shape {labels.shape}; resample one onto the other's grid first"
-        )
+        raise ValueError(f"image has shape {values.shape} but mask has shape {labels.shape}; give both on one grid")
     boxes = _bounding_boxes(labels)
     rows = []
     for label in sorted(({int(v) for v in names} - {0}) | set(boxes)):
@@ -130,7 +128,7 @@ def finite(value: Any) -> Any:
 
 def _bounding_boxes(labels: NDArray[Any]) -> dict[int, tuple[slice, ...]]:
     """Box of every label that has voxels, in one pass over the volume."""
-    if 0 <= labels.min() and labels.max() <= _MAX_DIRECT_LABEL:
+    if labels.min() >= 0 and labels.max() <= _MAX_DIRECT_LABEL:
         found = enumerate(ndimage.find_objects(labels), start=1)
         return {label: box for label, box in found if box is not None}
     values, compact = np.unique(labels, return_inverse=True)
@@ -174,7 +172,8 @@ def _intensity(values: NDArray[Any] | None) -> dict[str, float | None]:
     return {key: float(number) for key, number in zip(_INTENSITY_KEYS, numbers, strict=True)}
 
 
-def _check_mask(mask: NDArray[Any]) -> NDArray[Any]:
+def check_mask(mask: NDArray[Any]) -> NDArray[Any]:
+    """The mask with booleans as integers; ValueError unless it is a 3D array of integers with at least one voxel."""
     if mask.ndim != 3:
         raise ValueError(f"mask must be 3D, got shape {mask.shape}; take one volume, or add an axis of length 1")
     if mask.size == 0:
@@ -186,7 +185,8 @@ def _check_mask(mask: NDArray[Any]) -> NDArray[Any]:
     return mask
 
 
-def _check_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def check_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The affine; ValueError unless it is a finite, invertible (4, 4) matrix."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ValueError(f"affine must be a finite, invertible (4, 4) matrix, got {affine.tolist()}")
     return affine

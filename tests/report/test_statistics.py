@@ -131,7 +131,7 @@ def test_json_is_valid_without_nan_and_round_trips(tmp_path):
 def test_csv_spreads_vectors_over_columns_and_leaves_missing_numbers_empty(tmp_path):
     rows = label_statistics(two_boxes(), np.eye(4), names={1: "a, left", 7: "lost"})
     path = write_statistics(tmp_path / "s.csv", rows, case="sub-01")
-    first, _, lost = list(csv.DictReader(path.open()))
+    first, _, lost = list(csv.DictReader(path.read_text().splitlines()))
     assert (first["case"], first["name"], first["centroid_mm_y"]) == ("sub-01", "a, left", "2.0")
     assert (first["bbox_voxel_k_min"], first["bbox_voxel_k_max"]) == ("1", "4")
     assert (lost["centroid_mm_x"], lost["intensity_mean"], lost["voxels"]) == ("", "", "0")
