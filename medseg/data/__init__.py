@@ -1,0 +1,38 @@
+"""Volumes, folders and lists: everything that reads from or writes to disk."""
+
+from medseg.data.atomic import atomic_path
+from medseg.data.datalist import is_nifti, list_images, load_datalist, strip_nifti_ending
+from medseg.data.inputs import Case, OutputNames, find_cases, name_outputs
+from medseg.data.phantoms import make_phantom, write_phantom_dataset
+from medseg.data.volume import (
+    Volume,
+    VolumeError,
+    check_same_grid,
+    read_channels,
+    read_image,
+    read_mask,
+    write_mask,
+    write_probabilities,
+)
+
+__all__ = [
+    "Case",
+    "OutputNames",
+    "Volume",
+    "VolumeError",
+    "atomic_path",
+    "check_same_grid",
+    "find_cases",
+    "is_nifti",
+    "list_images",
+    "load_datalist",
+    "make_phantom",
+    "name_outputs",
+    "read_channels",
+    "read_image",
+    "read_mask",
+    "strip_nifti_ending",
+    "write_mask",
+    "write_phantom_dataset",
+    "write_probabilities",
+]
