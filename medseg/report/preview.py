@@ -136,7 +136,8 @@ def _position(labels: NDArray[Any], largest: int | None) -> list[int]:
     """Index of the three slices; each holds the largest piece of the label, even if its centroid is beside it."""
     if largest is None:
         return [n // 2 for n in labels.shape]
-    pieces = cc3d.connected_components(np.ascontiguousarray(labels == largest), connectivity=26)
+    # As bytes: the boolean path of cc3d 4.1 fails on single voxels in boxes of odd size.
+    pieces = cc3d.connected_components(np.ascontiguousarray(labels == largest).view(np.uint8), connectivity=26)
     piece = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
     indices = np.nonzero(piece)
     return [int(axis[np.abs(axis - axis.mean()).argmin()]) for axis in indices]

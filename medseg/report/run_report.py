@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -54,7 +54,7 @@ class RunReport:
         self.precision = precision
         self.options = dict(options or {})
         self.cases: list[dict[str, Any]] = []
-        self._started = datetime.now(UTC)
+        self._started = datetime.now(timezone.utc)
         self._clock = time.monotonic()
 
     def add_case(

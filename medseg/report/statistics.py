@@ -149,7 +149,8 @@ def _geometry(
     centroid = affine[:3, :3] @ (np.argwhere(inside).mean(axis=0) + low) + affine[:3, 3]
     extent = (high - low + 1) * np.linalg.norm(affine[:3, :3], axis=0)
     border = [n > 1 and (a == 0 or b == n - 1) for a, b, n in zip(low, high, shape, strict=True)]
-    components = int(cc3d.connected_components(inside, connectivity=26, return_N=True)[1])
+    # As bytes: the boolean path of cc3d 4.1 fails on single voxels in boxes of odd size.
+    components = int(cc3d.connected_components(inside.view(np.uint8), connectivity=26, return_N=True)[1])
     return {
         "voxels": voxels,
         "volume_mm3": volume,

@@ -146,3 +146,8 @@ def test_another_ending_is_refused_and_nothing_is_written(tmp_path):
 def test_negative_labels_are_counted_as_they_are():
     mask = two_boxes().astype(np.int16) * -1
     assert [r["label"] for r in label_statistics(mask, np.eye(4), names={})] == [-2, -1]
+
+
+def test_two_voxels_at_the_ends_of_a_line_are_two_components():
+    mask = np.array([1, 0, 1], np.uint8).reshape(1, 3, 1)
+    assert label_statistics(mask, np.eye(4), names={1: "a"})[0]["components"] == 2
