@@ -1,0 +1,1 @@
+"""Tests of medseg; the folders mirror the package."""
