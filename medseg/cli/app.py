@@ -1,0 +1,48 @@
+"""The command and its verbs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import medseg
+from medseg.cli import bundle, evaluate, info, predict, stats, train
+
+app = typer.Typer(
+    name="medseg",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Segment medical volumes, train and judge segmentation models.\n\n"
+    "Exit codes: 0 all done, 1 at least one case failed, 2 usage error, 3 requested device or optional package "
+    "missing, 4 bad input data and nothing succeeded, 130 interrupted.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medseg {medseg.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Options that stand before the verb."""
+
+
+app.command("predict")(predict.predict)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("stats")(stats.stats)
+app.command("info")(info.info)
+app.add_typer(bundle.app, name="bundle")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

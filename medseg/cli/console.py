@@ -1,0 +1,59 @@
+"""What every verb shares: exit codes, messages on stderr, and errors turned into exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+
+EXIT_OK = 0
+EXIT_CASE_FAILED = 1
+EXIT_USAGE = 2
+EXIT_MISSING = 3
+EXIT_BAD_INPUT = 4
+EXIT_INTERRUPTED = 130
+
+
+def note(message: str) -> None:
+    """Tell the user something on stderr."""
+    typer.echo(message, err=True)
+
+
+def warn(message: str) -> None:
+    """Warn the user on stderr."""
+    note(f"Warning: {message}")
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say what went wrong on stderr and leave with an exit code."""
+    note(f"Error: {message}")
+    raise typer.Exit(code)
+
+
+@contextmanager
+def errors_to_exit_codes(verbose: bool = False) -> Iterator[None]:
+    """Turn the errors a user can cause into one line on stderr and a documented exit code.
+
+    Args:
+        verbose: show the traceback as well.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail("interrupted", EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        _show_traceback(verbose)
+        fail(str(error), EXIT_MISSING)
+    except (ValueError, OSError, ArithmeticError) as error:
+        _show_traceback(verbose)
+        fail(str(error), EXIT_BAD_INPUT)
+
+
+def _show_traceback(verbose: bool) -> None:
+    if verbose:
+        import traceback
+
+        traceback.print_exc(file=sys.stderr)

@@ -1,0 +1,411 @@
+"""`medseg predict`: volumes in, masks out."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medseg.cli.console import (
+    EXIT_BAD_INPUT,
+    EXIT_CASE_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_MISSING,
+    EXIT_USAGE,
+    errors_to_exit_codes,
+    fail,
+    note,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from medseg.bundles import Bundle
+    from medseg.data import Case
+    from medseg.engines import CaseResult, PredictionOptions, Predictor
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_OUTPUT, _MODEL, _CLEAN, _EXTRA = "Output", "Model and speed", "Clean the mask", "Further results"
+
+
+class PrecisionName(str, Enum):
+    """Arithmetic of the network."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class TtaName(str, Enum):
+    """Test-time augmentation."""
+
+    auto = "auto"
+    none = "none"
+    mirror = "mirror"
+
+
+class MemoryName(str, Enum):
+    """How probabilities are brought back to the input grid."""
+
+    auto = "auto"
+    normal = "normal"
+    low = "low"
+
+
+def predict(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT...", help="NIfTI files, folders, patterns, a BIDS data set, or .txt/.csv/.json lists."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A folder, or a .nii.gz file for a single case.", rich_help_panel=_OUTPUT),
+    ] = None,
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="Name or folder of the bundle; may be left out while only one is installed."),
+    ] = None,
+    channels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="One channel of a single case; repeat for each channel."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip complete cases.", rich_help_panel=_OUTPUT)] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing outputs.", rich_help_panel=_OUTPUT)
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:N or mps; an absent device is an error.", rich_help_panel=_MODEL)
+    ] = "auto",
+    precision: Annotated[
+        PrecisionName, typer.Option(help="auto is fp16 on CUDA, fp32 elsewhere.", rich_help_panel=_MODEL)
+    ] = PrecisionName.auto,
+    overlap: Annotated[
+        float | None, typer.Option(help="Window overlap in [0, 1).", show_default="bundle's", rich_help_panel=_MODEL)
+    ] = None,
+    roi_size: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,Z", help="Window size in voxels.", show_default="bundle's", rich_help_panel=_MODEL),
+    ] = None,
+    sw_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows a pass.", show_default="bundle's", rich_help_panel=_MODEL)
+    ] = None,
+    tta: Annotated[
+        TtaName, typer.Option(help="Average over mirror images; auto: as the bundle says.", rich_help_panel=_MODEL)
+    ] = TtaName.auto,
+    memory: Annotated[
+        MemoryName,
+        typer.Option(help="low maps labels back by nearest neighbour, a third of memory.", rich_help_panel=_MODEL),
+    ] = MemoryName.auto,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="12GB", help="Plan for this much memory.", rich_help_panel=_MODEL)
+    ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Same as --overlap 0.25 --tta none --memory low.", rich_help_panel=_MODEL),
+    ] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Keep only these labels (names or numbers).", rich_help_panel=_CLEAN),
+    ] = None,
+    largest_component: Annotated[
+        bool,
+        typer.Option("--largest-component", help="Keep the largest piece of each label.", rich_help_panel=_CLEAN),
+    ] = False,
+    remove_small: Annotated[
+        float, typer.Option(metavar="MM3", min=0.0, help="Remove pieces below this volume.", rich_help_panel=_CLEAN)
+    ] = 0.0,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Background where the best class is less likely.", rich_help_panel=_CLEAN),
+    ] = None,
+    split: Annotated[
+        bool, typer.Option("--split/--one-file", help="A mask a label, or one label map.", rich_help_panel=_OUTPUT)
+    ] = False,
+    label_table: Annotated[
+        bool, typer.Option("--label-table", help="Store names inside the mask (NIfTI XML).", rich_help_panel=_OUTPUT)
+    ] = False,
+    save_probabilities: Annotated[
+        bool, typer.Option("--save-probabilities", help="Write 4D class probabilities.", rich_help_panel=_EXTRA)
+    ] = False,
+    stats: Annotated[
+        Path | None, typer.Option(help="Volumes and more of every label (.json, .csv).", rich_help_panel=_EXTRA)
+    ] = None,
+    preview: Annotated[
+        Path | None, typer.Option(help="A .png for a single case, or a folder.", rich_help_panel=_EXTRA)
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="What ran, on what, with what result (.json).", rich_help_panel=_EXTRA)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a case on stdout.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
+) -> None:
+    """Segment volumes with a bundle's network.
+
+    Masks lie exactly on the grid of their input. A case that fails leaves no file and does not stop the others.
+    """
+    if output is None:
+        fail("-o is missing: give a folder, or a .nii.gz file for a single case", EXIT_USAGE)
+    if fast:
+        overlap, tta, memory = overlap or 0.25, TtaName.none, MemoryName.low
+    with errors_to_exit_codes(verbose):
+        model = _choose_bundle(bundle, quiet)
+        window = _parse_size(roi_size)
+        byte_limit = _parse_bytes(max_memory)
+        keep = _parse_labels(labels, model)
+        cases = _find_cases(inputs or [], channels or [], model)
+        _check_outputs(cases, output, model, split, resume or overwrite, stats, preview, report)
+
+        from medseg.engines import DeviceNotFoundError, PredictionOptions, Predictor, predict_cases
+
+        try:
+            predictor = Predictor(
+                model,
+                device=device,
+                precision=precision.value,
+                overlap=overlap,
+                roi_size=window,
+                sw_batch_size=sw_batch_size,
+                tta=tta.value,
+                memory=memory.value,
+                max_memory=byte_limit,
+            )
+        except DeviceNotFoundError as error:
+            fail(str(error), EXIT_MISSING)
+        options = PredictionOptions(
+            labels=keep,
+            split=split,
+            largest_component=largest_component,
+            remove_small=remove_small,
+            threshold=threshold,
+            save_probabilities=save_probabilities,
+            label_table=label_table,
+            statistics=stats is not None or as_json,
+            preview=preview,
+        )
+        if not quiet:
+            note(
+                f"{model.name} {model.version} on {predictor.device} ({predictor.device_reason}), {predictor.precision}"
+            )
+        results = predict_cases(predictor, cases, output, options, resume=resume)
+        finished = _follow(results, len(cases), as_json=as_json, fail_fast=fail_fast, verbose=verbose, quiet=quiet)
+        _write_summaries(finished, predictor, options, stats, report)
+    raise typer.Exit(_exit_code(finished, len(cases)))
+
+
+def _choose_bundle(name: str | None, quiet: bool) -> Bundle:
+    from medseg.bundles import Bundle, list_bundles
+
+    try:
+        if name is not None:
+            return Bundle.load(name)
+    except (ValueError, FileNotFoundError) as error:
+        fail(str(error), EXIT_USAGE)
+    known = list_bundles()
+    if len(known) != 1:
+        names = ", ".join(b.name for b in known) or "none"
+        fail(f"--bundle is missing: give a name or a folder; installed bundles: {names}", EXIT_USAGE)
+    if not quiet:
+        note(f"using the only installed bundle, {known[0].name} ({', '.join(known[0].labels.values())})")
+    return known[0]
+
+
+def _parse_size(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        fail(f"--roi-size must be voxel counts such as 96,96,96, got {text!r}", EXIT_USAGE)
+    return tuple(int(n) for n in text.split(","))
+
+
+def _parse_bytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not match:
+        fail(f"--max-memory must be a size such as 12GB or 800MB, got {text!r}", EXIT_USAGE)
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _parse_labels(text: str | None, bundle: Bundle) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    by_name = {n.lower(): i for i, n in bundle.labels.items()} | {str(i): i for i in bundle.labels}
+    wanted = [t.strip().lower() for t in text.split(",") if t.strip()]
+    unknown = [t for t in wanted if t not in by_name]
+    if unknown or not wanted:
+        known = ", ".join(f"{i} {n}" for i, n in bundle.labels.items())
+        fail(f"--labels: {', '.join(unknown) or 'empty'} not known; bundle {bundle.name} has: {known}", EXIT_USAGE)
+    return tuple(sorted({by_name[t] for t in wanted}))
+
+
+def _find_cases(inputs: list[str], channels: list[str], bundle: Bundle) -> list[Case]:
+    from medseg.data import Case, find_cases, strip_nifti_ending
+
+    names = list(bundle.input_channels.values())
+    try:
+        if not channels:
+            return find_cases(inputs, channel_names=names)
+    except (ValueError, OSError) as error:
+        fail(str(error), EXIT_BAD_INPUT if inputs else EXIT_USAGE)
+    given = dict(c.split("=", 1) for c in channels if "=" in c)
+    if inputs or len(given) != len(channels) or {n.lower() for n in given} != {n.lower() for n in names}:
+        wanted = " ".join(f"--channels {n}=FILE" for n in names)
+        fail(f"--channels stands in place of INPUT and names every channel once: {wanted}", EXIT_USAGE)
+    by_name = {n.lower(): Path(p) for n, p in given.items()}
+    files = tuple(by_name[n.lower()] for n in names)
+    return [Case(strip_nifti_ending(files[0].name), files)]
+
+
+def _check_outputs(
+    cases: Sequence[Case],
+    output: Path,
+    bundle: Bundle,
+    split: bool,
+    may_exist: bool,
+    stats: Path | None,
+    preview: Path | None,
+    report: Path | None,
+) -> None:
+    """Refuse what cannot be written before any time is spent."""
+    from medseg.data import name_outputs
+
+    is_file = output.name.lower().endswith((".nii", ".nii.gz"))
+    if len(cases) > 1 and is_file:
+        fail(f"-o {output} is a file, but there are {len(cases)} cases; give a folder", EXIT_USAGE)
+    if len(cases) > 1 and preview is not None and preview.suffix.lower() == ".png":
+        fail(f"--preview {preview} is a file, but there are {len(cases)} cases; give a folder", EXIT_USAGE)
+    if stats is not None and stats.suffix.lower() not in (".json", ".csv"):
+        fail(f"--stats must end in .json or .csv, got {stats.name!r}", EXIT_USAGE)
+    names = [name_outputs(case, output) for case in cases]
+    masks = [p for n in names for p in ([n.split(x) for x in bundle.labels.values()] if split else [n.mask])]
+    taken = [p for p in [*masks, stats, report] if p is not None and p.exists()]
+    if taken and not may_exist:
+        more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        fail(f"{taken[0]}{more} exists already; use --resume to skip, or --overwrite to replace", EXIT_USAGE)
+    for folder in {masks[0].parent, *(p.parent for p in (stats, report) if p is not None)}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".medseg_write_test"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            fail(f"cannot write to {folder}: {error.strerror or error}; choose another folder", EXIT_USAGE)
+
+
+def _follow(
+    results: Iterable[CaseResult], total: int, *, as_json: bool, fail_fast: bool, verbose: bool, quiet: bool
+) -> list[CaseResult]:
+    """Print results as they come; on Ctrl-C return what is done."""
+    finished: list[CaseResult] = []
+    with _progress_bar(total, quiet) as advance:
+        try:
+            for result in results:
+                finished.append(result)
+                advance()
+                _print_result(result, len(finished), total, as_json=as_json, verbose=verbose, quiet=quiet)
+                if fail_fast and result.status == "failed":
+                    break
+        except KeyboardInterrupt:
+            note(f"interrupted after {len(finished)} of {total} cases; run again with --resume to go on")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    failed = [r for r in finished if r.status == "failed"]
+    if failed and total > 1:
+        note(f"{len(failed)} of {total} cases failed:")
+        for result in failed:
+            note(f"  {result.case.case_id}: {result.reason}")
+    return finished
+
+
+def _progress_bar(total: int, quiet: bool) -> Any:
+    if quiet or total < 2 or not sys.stderr.isatty():
+        return nullcontext(lambda: None)
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+    @contextmanager
+    def bar() -> Any:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("predict", total=total)
+            yield lambda: progress.advance(task)
+
+    return bar()
+
+
+def _print_result(result: CaseResult, index: int, total: int, *, as_json: bool, verbose: bool, quiet: bool) -> None:
+    if as_json:
+        content = {
+            "case": result.case.case_id,
+            "status": result.status,
+            "outputs": [str(p) for p in result.outputs],
+            "seconds": round(result.seconds, 3),
+            "notes": result.notes,
+            "reason": result.reason,
+            "statistics": result.rows,
+        }
+        typer.echo(json.dumps(content, allow_nan=False))
+    elif result.status != "failed":
+        typer.echo(str(result.outputs[0]))
+    if result.status == "failed":
+        note(f"Error: {result.case.case_id}: {result.reason}")
+        if verbose:
+            note(result.details)
+    elif not quiet:
+        for text in result.notes:
+            warn(f"{result.case.case_id}: {text}")
+        if not sys.stderr.isatty():
+            note(f"[{index}/{total}] {result.case.case_id}: {result.status}, {result.seconds:.1f} s")
+
+
+def _write_summaries(
+    results: Sequence[CaseResult],
+    predictor: Predictor,
+    options: PredictionOptions,
+    stats: Path | None,
+    report: Path | None,
+) -> None:
+    from medseg.report import RunReport, write_statistics
+
+    if stats is not None:
+        write_statistics(stats, {r.case.case_id: r.rows for r in results if r.status != "failed"})
+    if report is None:
+        return
+    run = RunReport(
+        bundle=predictor.bundle.name,
+        bundle_version=predictor.bundle.version,
+        weights_sha256=predictor.weights_sha256,
+        device=str(predictor.device),
+        precision=predictor.precision,
+        options={**predictor.settings, **vars(options)},
+    )
+    for r in results:
+        run.add_case(
+            [str(p) for p in r.case.images],
+            output=[str(p) for p in r.outputs],
+            status=r.status,
+            seconds=r.seconds,
+            notes=r.notes,
+            reason=r.reason,
+        )
+    run.write(report)
+
+
+def _exit_code(results: Sequence[CaseResult], total: int) -> int:
+    failed = [r for r in results if r.status == "failed"]
+    if not failed:
+        return 0
+    return EXIT_BAD_INPUT if len(failed) == total and all(r.bad_input for r in failed) else EXIT_CASE_FAILED
