@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from medseg.bundles.bundle import Bundle, list_bundles
+from medseg.bundles.check import Finding, check_bundle
 
-__all__ = ["Bundle", "list_bundles"]
+__all__ = ["Bundle", "Finding", "check_bundle", "list_bundles"]

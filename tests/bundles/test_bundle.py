@@ -72,7 +72,7 @@ def test_a_folder_of_that_name_that_is_no_bundle_does_not_hide_a_known_bundle(tm
 def test_an_unknown_name_lists_the_known_bundles_and_the_searched_folders(tmp_path, monkeypatch):
     write_bundle(tmp_path / "b")
     monkeypatch.setenv("MEDSEG_BUNDLES", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no bundle 'spleen'.*known bundles: .*b.*looked in .*MEDSEG_BUNDLES"):
+    with pytest.raises(FileNotFoundError, match=r"no bundle 'spleen'.*known bundles: .*b.*looked in .*MEDSEG_BUNDLES"):
         Bundle.load("spleen")
 
 
