@@ -1,0 +1,18 @@
+"""Every public network meets the contract of networks."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from tests.batteries.common import public_classes
+from tests.batteries.networks import PROPERTIES
+
+# Arguments that make a network small enough to test; networks without an entry are built with their defaults.
+ARGUMENTS: dict[str, dict[str, object]] = {}
+
+
+@pytest.mark.parametrize("check", PROPERTIES, ids=lambda p: p.__name__)
+@pytest.mark.parametrize("network", public_classes("medseg.networks", nn.Module), ids=lambda c: c.__name__)
+def test_every_public_network(network, check):
+    check(network, ARGUMENTS.get(network.__name__, {}))

@@ -1,0 +1,29 @@
+"""Every public transform meets the contract of transforms."""
+
+from __future__ import annotations
+
+import pytest
+from monai.transforms.transform import MapTransform, Transform
+
+from tests.batteries.common import public_classes
+from tests.batteries.transforms import PROPERTIES
+
+# Arguments shared by the array and the dictionary form; transforms without an entry are built with their defaults.
+ARGUMENTS: dict[str, dict[str, object]] = {}
+
+
+def find_pairs():
+    """Array classes with their dictionary form, which bears the same name and a `d`."""
+    classes = {cls.__name__: cls for cls in public_classes("medseg.transforms", Transform)}
+    return [(cls, classes.get(f"{name}d")) for name, cls in classes.items() if not issubclass(cls, MapTransform)]
+
+
+@pytest.mark.parametrize("pair", find_pairs(), ids=lambda p: p[0].__name__)
+def test_every_public_transform_has_a_dictionary_form(pair):
+    assert pair[1] is not None, f"{pair[0].__name__} has no {pair[0].__name__}d"
+
+
+@pytest.mark.parametrize("check", PROPERTIES, ids=lambda p: p.__name__)
+@pytest.mark.parametrize("pair", find_pairs(), ids=lambda p: p[0].__name__)
+def test_every_public_transform(pair, check):
+    check(*pair, ARGUMENTS.get(pair[0].__name__, {}))
