@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from medseg.metrics.empty import CASES, CaseName, EmptyPolicy, name_case
-from medseg.metrics.surface import SurfaceDistances, check_spacing, diagonal_mm, surface_distances
+from medseg.metrics.surface import SurfaceDistances, check_spacing, diagonal_mm, flat_axis, surface_distances
 
 Spacing = float | Sequence[float] | Sequence[Sequence[float]] | None
 
@@ -86,11 +86,14 @@ def per_surface_pair(
     """
     pred, ref = (m.cpu().numpy() for m in as_masks(y_pred, y, include_background))
     sizes = spacing_per_sample(spacing, pred.shape[0], pred.ndim - 2)
-    values = np.empty(pred.shape[:2], dtype=np.float32)
+    values, flat = np.empty(pred.shape[:2], dtype=np.float32), flat_axis(pred.shape[2:])
     for b, c in np.ndindex(*values.shape):
         case = name_case(int(pred[b, c].any()), int(ref[b, c].any()))
         if case == "present":
-            values[b, c] = measure(surface_distances(pred[b, c], ref[b, c], sizes[b]))
+            pair, size = (pred[b, c], ref[b, c]), sizes[b]
+            if flat is not None:
+                pair, size = tuple(m.squeeze(flat) for m in pair), size[:flat] + size[flat + 1 :]
+            values[b, c] = measure(surface_distances(*pair, size))
         else:
             values[b, c] = value_if_empty(case, diagonal_mm(pred.shape[2:], sizes[b]))
     return torch.from_numpy(values).to(y_pred.device)

@@ -28,7 +28,7 @@ _WORDS = ("nan", "best", "worst")
 class EmptyPolicy:
     """The rules for empty masks.
 
-    Each rule is `"nan"` (do not count), `"best"`, `"worst"`, or a number that is taken as it is.
+    Each rule is `"nan"` (do not count), `"best"`, `"worst"`, or a finite number that is taken as it is.
 
     Args:
         both: neither mask holds the structure; default `"nan"`, nothing to count.
@@ -52,10 +52,10 @@ class EmptyPolicy:
     def __post_init__(self) -> None:
         for field in fields(self):
             rule = getattr(self, field.name)
-            number = isinstance(rule, (int, float)) and not isinstance(rule, bool)
+            number = isinstance(rule, (int, float)) and not isinstance(rule, bool) and math.isfinite(rule)
             if not number and rule not in _WORDS:
                 raise ValueError(
-                    f"empty policy: {field.name}={rule!r} is not a rule; use 'nan', 'best', 'worst' or a number"
+                    f"empty policy: {field.name}={rule!r} is not a rule; use 'nan', 'best', 'worst' or a finite number"
                 )
 
     @classmethod
@@ -144,5 +144,5 @@ def _number(case: str, rule: str) -> float:
         return float(rule)
     except ValueError:
         raise ValueError(
-            f"empty policy: {case}={rule!r} is not a rule; use 'nan', 'best', 'worst' or a number"
+            f"empty policy: {case}={rule!r} is not a rule; use 'nan', 'best', 'worst' or a finite number"
         ) from None

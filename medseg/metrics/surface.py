@@ -107,6 +107,18 @@ def check_spacing(spacing: Sequence[float], dims: int) -> tuple[float, ...]:
     return sizes
 
 
+def flat_axis(shape: Sequence[int]) -> int | None:
+    """Give the axis along which a 3D image is one voxel thick, so that it is measured as the 2D image that it is.
+
+    In 3D every voxel of a single slice would be a surface voxel, and surface distances would mean nothing.
+
+    Example:
+        >>> flat_axis((64, 64, 1)), flat_axis((64, 64, 2))
+        (2, None)
+    """
+    return list(shape).index(1) if len(shape) == 3 and 1 in shape else None
+
+
 def diagonal_mm(shape: Sequence[int], spacing: Sequence[float]) -> float:
     """Length of the image diagonal in mm, the worst distance that a missed structure can get.
 
