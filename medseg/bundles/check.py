@@ -77,11 +77,20 @@ def check_bundle(directory: str | Path, *, dry_run: bool = True) -> list[Finding
     """
     bundle = Bundle.load(directory)
     findings = [*_check_files(bundle), *_check_metadata(bundle), *_check_texts(bundle)]
-    if not any(f.level == "error" and f.where.endswith(".json") and "JSON" in f.message for f in findings):
+    if _is_runnable(bundle, findings):
         from medseg.bundles.trial import try_bundle
 
         findings += try_bundle(bundle, dry_run=dry_run)
     return sorted(findings, key=lambda f: f.level)
+
+
+def _is_runnable(bundle: Bundle, findings: list[Finding]) -> bool:
+    """Whether its configs are JSON and its metadata name the channels; else a trial tells nothing new."""
+    try:
+        named = bool(bundle.labels and bundle.input_channels)
+    except ValueError:
+        return False
+    return named and not any("is not valid JSON" in f.message for f in findings)
 
 
 def _check_files(bundle: Bundle) -> Iterator[Finding]:

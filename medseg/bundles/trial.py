@@ -191,14 +191,13 @@ def fitting_size(shape: Sequence[int | str]) -> tuple[tuple[int, ...], dict[str,
         >>> fitting_size(["8*n", "*", 16])
         ((32, 33, 16), {'n': 4, 'p': 1})
     """
-    for number in range(1, _SMALLEST + 1):
-        values = {"n": number, "p": 1}
-        sizes = [evaluate_size(s, **values) for s in shape]
-        if all(size >= _SMALLEST for size, s in zip(sizes, shape, strict=True) if not str(s).isdecimal() and s != "*"):
-            break
-    else:
+    free = [s for s in shape if not str(s).isdecimal() and s != "*"]
+    choices = [{"n": n, "p": p} for p in range(1, 6) for n in range(1, _SMALLEST + 1)]
+    large = [v for v in choices if all(evaluate_size(s, **v) >= _SMALLEST for s in free)]
+    if not large:
         raise ValueError(f"spatial_shape {list(shape)} gives no size of {_SMALLEST} or more for n up to {_SMALLEST}")
-    return tuple(sizes), values
+    values = min(large, key=lambda v: sum(evaluate_size(s, **v) for s in free))
+    return tuple(evaluate_size(s, **values) for s in shape), values
 
 
 def evaluate_size(entry: int | str, *, n: int, p: int) -> int:

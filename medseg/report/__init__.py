@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medseg.report.preview import draw_preview
+from medseg.report.preview import draw_preview, label_colour
 from medseg.report.run_report import RunReport
 from medseg.report.statistics import label_statistics, write_statistics
 
-__all__ = ["RunReport", "draw_preview", "label_statistics", "write_statistics"]
+__all__ = ["RunReport", "draw_preview", "label_colour", "label_statistics", "write_statistics"]

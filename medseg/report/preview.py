@@ -66,7 +66,7 @@ def draw_preview(
         image: intensities, (X, Y, Z), shown from the 1st to the 99th percentile.
         mask: integer labels on the same grid; 0 is background.
         affine: (4, 4), voxel index to world millimetres (RAS+).
-        names: label values and their names, for the legend and for the order of the colours.
+        names: label values and their names, for the legend; colours are those of `label_colour`.
         title: text above the slices, such as the name of the case.
 
     Returns:
@@ -86,7 +86,7 @@ def draw_preview(
     volumes = dict.fromkeys(sorted({int(v) for v in names} - {0}), 0.0)
     voxel = abs(float(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])))
     volumes |= {int(label): float(count) * voxel for label, count in zip(found, counts, strict=True)}
-    colours = {label: _colour(order) for order, label in enumerate(sorted(volumes))}
+    colours = {label: label_colour(label) for label in volumes}
     position = _position(labels, int(found[counts.argmax()]) if found.size else None)
     scale = float(np.clip(max(labels.shape), *_LONGEST)) / max(
         n * s for n, s in zip(labels.shape, spacing, strict=True)
@@ -98,6 +98,27 @@ def draw_preview(
     with atomic_path(path) as part:
         picture.save(part, format="PNG")
     return path
+
+
+def label_colour(label: int) -> _Colour:
+    """The colour in which pictures and tables show a label: red, green and blue from 0 to 255.
+
+    Args:
+        label: the label's value, from 1.
+
+    Returns:
+        One of seven colours that colour-blind eyes tell apart; from the eighth label on, spread around the circle.
+
+    Example:
+        >>> label_colour(1)
+        (230, 159, 0)
+    """
+    if 1 <= label <= len(_PALETTE):
+        text = _PALETTE[label - 1]
+        return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+    # Steps of the golden ratio around the colour circle keep neighbours far apart, however many there are.
+    red, green, blue = colorsys.hsv_to_rgb((label * 0.618034) % 1.0, 0.6, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def _canonical(image: ArrayLike, mask: ArrayLike, affine: ArrayLike) -> tuple[_Grey, NDArray[Any], list[float]]:
@@ -264,12 +285,3 @@ def _amount(volume_mm3: float) -> str:
     if volume_mm3 == 0:
         return "not found"
     return f"{volume_mm3 / 1000:.2f} ml" if volume_mm3 >= 100 else f"{volume_mm3:.3g} mm3"
-
-
-def _colour(order: int) -> _Colour:
-    if order < len(_PALETTE):
-        text = _PALETTE[order]
-        return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
-    # Steps of the golden ratio around the colour circle keep neighbours far apart, however many there are.
-    red, green, blue = colorsys.hsv_to_rgb((order * 0.618034) % 1.0, 0.6, 0.95)
-    return round(red * 255), round(green * 255), round(blue * 255)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.report import draw_preview
+from medseg.report import draw_preview, label_colour
 from medseg.report.preview import _canonical, _position, _upright
 
 ORANGE = (230, 159, 0)
@@ -126,3 +126,9 @@ def test_another_ending_and_another_grid_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"image has shape \(2, 2, 2\) but mask has shape \(20, 24, 16\)"):
         draw_preview(tmp_path / "p.png", np.zeros((2, 2, 2)), ball(), np.eye(4), names={})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_label_has_its_own_colour():
+    colours = [label_colour(label) for label in range(1, 41)]
+    assert len(set(colours)) == 40
+    assert all(0 <= part <= 255 for colour in colours for part in colour)
