@@ -48,7 +48,7 @@ def stats(
         )
         case = strip_nifti_ending(seg.name)
         if output is not None:
-            write_statistics(output, rows, case=case)
+            write_statistics(output, {case: rows})
             note(f"wrote {output}")
         if as_json:
             typer.echo(json.dumps({"case": case, "labels": rows}, allow_nan=False))

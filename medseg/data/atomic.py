@@ -28,7 +28,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     stem, dot, ending = path.name.partition(".")
-    part = path.with_name(f"{stem}.{os.getpid()}.part{dot}{ending}")
+    # Hidden, so that what a killed process leaves is never taken for a result.
+    part = path.with_name(f".{stem}.{os.getpid()}.part{dot}{ending}")
     try:
         yield part
         os.replace(part, path)

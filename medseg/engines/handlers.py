@@ -6,7 +6,6 @@ All follow MONAI's handler protocol (`attach(engine)`) and can be named in a bun
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,8 @@ from monai.engines import Workflow
 from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 from monai.utils.enums import CommonKeys
+
+from medseg.data import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class TrainingCheckpoint:
         self.save_dir.mkdir(parents=True, exist_ok=True)
         evaluator = self.evaluator.state if self.evaluator is not None else None
         if evaluator is None or evaluator.best_metric_epoch == engine.state.epoch:
-            save_atomically(_to_cpu(self.objects[self.best].state_dict()), self.save_dir / self.BEST)
+            _save(_to_cpu(self.objects[self.best].state_dict()), self.save_dir / self.BEST)
         state = {
             "objects": {name: item.state_dict() for name, item in self.objects.items()},
             "epoch": engine.state.epoch,
@@ -152,17 +153,12 @@ class TrainingCheckpoint:
             "best_metric": float(evaluator.best_metric) if evaluator is not None else -1.0,
             "best_metric_epoch": int(evaluator.best_metric_epoch) if evaluator is not None else -1,
         }
-        save_atomically(state, self.save_dir / self.LAST)
+        _save(state, self.save_dir / self.LAST)
 
 
-def save_atomically(content: Any, path: Path) -> None:
-    """`torch.save` to a temporary name beside `path`, then rename."""
-    part = path.with_name(path.name + ".part")
-    try:
+def _save(content: Any, path: Path) -> None:
+    with atomic_path(path) as part:
         torch.save(content, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _unwrap(item: Any) -> Any:

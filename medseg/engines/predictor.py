@@ -7,6 +7,7 @@ writes in place of `LoadImaged` and `SaveImaged`, because the stock ones lose pa
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -238,9 +239,10 @@ def _load_network(bundle: Bundle, parser: ConfigParser, device: torch.device) ->
     try:
         state = torch.load(bundle.weights_path, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        first_line = str(error).splitlines()[0]
         raise ValueError(
-            f"bundle {bundle.name}: {bundle.weights_path} cannot be loaded into its network ({error}); run "
+            f"bundle {bundle.name}: {bundle.weights_path} cannot be loaded into its network ({first_line}); run "
             "'medseg bundle check' on it, or train it with 'medseg train'"
         ) from error
     layout = torch.channels_last_3d if any(p.dim() == 5 for p in network.parameters()) else torch.channels_last

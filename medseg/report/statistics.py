@@ -75,16 +75,16 @@ def label_statistics(
     return rows
 
 
-def write_statistics(path: str | Path, rows: Sequence[Mapping[str, Any]], *, case: str) -> Path:
-    """Write the rows of `label_statistics` as JSON or CSV, by the file's ending, whole or not at all.
+def write_statistics(path: str | Path, cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
+    """Write the rows of `label_statistics` for any number of cases, whole or not at all.
 
-    JSON holds `{"case": ..., "labels": [...]}` with null for what a label does not have. CSV has one line a label, the
-    case in the first column, vectors spread over columns (`centroid_mm_x`, ...), and empty fields for None.
+    JSON holds `{"cases": [{"case": ..., "labels": [...]}]}` with null for what a label does not have. CSV has one line
+    for each case and label, the case in the first column, vectors spread over columns (`centroid_mm_x`, ...), and empty
+    fields for None.
 
     Args:
         path: a file ending in `.json` or `.csv`; its folder is made when missing.
-        rows: what `label_statistics` returned.
-        case: the name of the case.
+        cases: name of each case and what `label_statistics` returned for it.
 
     Returns:
         The path written.
@@ -93,7 +93,7 @@ def write_statistics(path: str | Path, rows: Sequence[Mapping[str, Any]], *, cas
         ValueError: another ending.
 
     Example:
-        >>> write_statistics("stats.csv", rows, case="sub-01")  # doctest: +SKIP
+        >>> write_statistics("stats.csv", {"sub-01": rows})  # doctest: +SKIP
     """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
@@ -101,10 +101,10 @@ def write_statistics(path: str | Path, rows: Sequence[Mapping[str, Any]], *, cas
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as part:
         if path.suffix.lower() == ".json":
-            content = {"case": case, "labels": [finite(dict(row)) for row in rows]}
+            content = {"cases": [{"case": c, "labels": [finite(dict(r)) for r in rows]} for c, rows in cases.items()]}
             part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         else:
-            _write_csv(part, rows, case)
+            _write_csv(part, cases)
     return path
 
 
@@ -193,8 +193,8 @@ def check_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return affine
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], case: str) -> None:
-    flat = [{"case": case} | _flatten(finite(dict(row))) for row in rows]
+def _write_csv(path: Path, cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    flat = [{"case": case} | _flatten(finite(dict(row))) for case, rows in cases.items() for row in rows]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(flat[0]) if flat else ["case"], lineterminator="\n")
         writer.writeheader()

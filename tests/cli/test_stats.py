@@ -63,7 +63,7 @@ def test_an_output_is_written_and_not_replaced_unasked(mask, tmp_path, ending):
     output = tmp_path / f"out.{ending}"
     assert run(mask, "-o", output).exit_code == 0
     text = output.read_text()
-    rows = json.loads(text)["labels"] if ending == "json" else list(csv.DictReader(text.splitlines()))
+    rows = json.loads(text)["cases"][0]["labels"] if ending == "json" else list(csv.DictReader(text.splitlines()))
     assert len(rows) == 2
     again = run(mask, "-o", output)
     assert again.exit_code == 2

@@ -9,7 +9,7 @@ from medseg.data import atomic_path
 
 def test_the_ending_stays_so_that_writers_know_the_format(tmp_path):
     with atomic_path(tmp_path / "mask.nii.gz") as part:
-        assert part.name.startswith("mask.")
+        assert part.name.startswith(".mask.")
         assert part.name.endswith(".part.nii.gz")
         part.write_text("x")
     assert (tmp_path / "mask.nii.gz").read_text() == "x"

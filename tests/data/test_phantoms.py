@@ -1,4 +1,4 @@
-"""Phantoms: exact shapes, reproducible, in every folder layout that training reads."""
+"""`medseg.data.phantoms`: exact shapes, reproducible, in every folder layout that training reads."""
 
 from __future__ import annotations
 

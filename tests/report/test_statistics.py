@@ -121,8 +121,8 @@ def test_unusable_arguments_are_named(mask, affine, image, text):
 def test_json_is_valid_without_nan_and_round_trips(tmp_path):
     rows = label_statistics(two_boxes(), np.eye(4), names={1: "a", 7: "lost"})
     rows[0]["intensity_mean"] = float("nan")
-    path = write_statistics(tmp_path / "new" / "s.json", rows, case="sub-01")
-    content = json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(text))
+    path = write_statistics(tmp_path / "new" / "s.json", {"sub-01": rows})
+    (content,) = json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(text))["cases"]
     assert content["case"] == "sub-01"
     assert content["labels"][0]["intensity_mean"] is None
     assert content["labels"][0]["bbox_voxel"] == [[1, 2], [1, 3], [1, 4]]
@@ -130,7 +130,7 @@ def test_json_is_valid_without_nan_and_round_trips(tmp_path):
 
 def test_csv_spreads_vectors_over_columns_and_leaves_missing_numbers_empty(tmp_path):
     rows = label_statistics(two_boxes(), np.eye(4), names={1: "a, left", 7: "lost"})
-    path = write_statistics(tmp_path / "s.csv", rows, case="sub-01")
+    path = write_statistics(tmp_path / "s.csv", {"sub-01": rows})
     first, _, lost = list(csv.DictReader(path.read_text().splitlines()))
     assert (first["case"], first["name"], first["centroid_mm_y"]) == ("sub-01", "a, left", "2.0")
     assert (first["bbox_voxel_k_min"], first["bbox_voxel_k_max"]) == ("1", "4")
@@ -139,7 +139,7 @@ def test_csv_spreads_vectors_over_columns_and_leaves_missing_numbers_empty(tmp_p
 
 def test_another_ending_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"path must end in \.json or \.csv, got 's\.txt'"):
-        write_statistics(tmp_path / "s.txt", [], case="a")
+        write_statistics(tmp_path / "s.txt", {"a": []})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,174 @@
+"""A bundle's network on volumes in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medseg.data import Volume, VolumeError, make_phantom, read_image
+from medseg.engines import InsufficientMemoryError, Predictor
+from tests.factories import make_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture
+def phantom(tmp_path, oblique_affine) -> tuple[Volume, np.ndarray]:
+    image, label = make_phantom(shape=(20, 24, 18), spacing=(0.9, 1.1, 1.6), seed=1, noise=0.02)
+    nib.save(nib.Nifti1Image(image, oblique_affine), tmp_path / "p.nii.gz")
+    return read_image(tmp_path / "p.nii.gz"), label
+
+
+def _dice(first: np.ndarray, second: np.ndarray, label: int) -> float:
+    a, b = first == label, second == label
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_an_oblique_volume_is_segmented_on_its_own_grid(bundle, phantom):
+    volume, truth = phantom
+    prediction = Predictor(str(bundle), device="cpu").predict([volume])
+    assert prediction.labels.shape == volume.array.shape
+    assert prediction.labels.dtype == np.uint8
+    assert _dice(prediction.labels > 0, truth > 0, True) > 0.85
+
+
+@pytest.mark.parametrize("flip", [(0,), (1, 2), (0, 1, 2)])
+def test_storing_the_axes_the_other_way_round_gives_the_same_labels(bundle, phantom, flip):
+    volume, _ = phantom
+    affine = volume.affine.copy()
+    for axis in flip:
+        affine[:3, 3] += affine[:3, axis] * (volume.array.shape[axis] - 1)
+        affine[:3, axis] *= -1
+    flipped = Volume(np.flip(volume.array, flip).copy(), affine, volume.header, volume.path, volume.file_shape)
+    predictor = Predictor(str(bundle), device="cpu")
+    straight, turned = predictor.predict([volume]).labels, np.flip(predictor.predict([flipped]).labels, flip)
+    assert (straight != turned).mean() < 0.002
+
+
+def test_probabilities_lie_on_the_input_grid_and_sum_to_one(bundle, phantom):
+    volume, _ = phantom
+    prediction = Predictor(str(bundle), device="cpu").predict([volume], probabilities=True)
+    assert prediction.probabilities.shape == (3, *volume.array.shape)
+    assert np.allclose(prediction.probabilities.sum(axis=0), 1, atol=1e-4)
+    assert np.array_equal(prediction.probabilities.argmax(axis=0), prediction.labels)
+
+
+def test_low_memory_differs_only_at_borders(bundle, phantom):
+    volume, _ = phantom
+    normal = Predictor(str(bundle), device="cpu", memory="normal").predict([volume]).labels
+    low = Predictor(str(bundle), device="cpu", memory="low").predict([volume]).labels
+    assert 0 < (normal != low).mean() < 0.05
+
+
+def test_a_threshold_only_takes_labels_away(bundle, phantom):
+    volume, _ = phantom
+    predictor = Predictor(str(bundle), device="cpu")
+    plain, strict = predictor.predict([volume]).labels, predictor.predict([volume], threshold=0.9).labels
+    assert 0 < (strict > 0).sum() < (plain > 0).sum()
+    assert np.array_equal(strict[strict > 0], plain[strict > 0])
+
+
+def test_a_constant_volume_gives_an_empty_mask_and_says_so(bundle, phantom):
+    volume, _ = phantom
+    empty = Volume(np.zeros_like(volume.array), volume.affine, volume.header, volume.path, volume.file_shape)
+    prediction = Predictor(str(bundle), device="cpu").predict([empty], probabilities=True)
+    assert not prediction.labels.any()
+    assert prediction.probabilities[0].min() == 1
+    assert "nothing to find" in prediction.notes[0]
+
+
+def test_wrong_number_of_channels_is_refused(bundle, phantom):
+    volume, _ = phantom
+    with pytest.raises(ValueError, match=r"got 2 channels, the network takes 1 \(T1w\)"):
+        Predictor(str(bundle), device="cpu").predict([volume, volume])
+
+
+def test_channels_on_different_grids_are_refused(tmp_path, phantom):
+    volume, _ = phantom
+    moved = Volume(volume.array, volume.affine + np.eye(4)[:, [0]] * np.eye(4)[3], volume.header, volume.path)
+    predictor = Predictor(str(make_tiny_bundle(tmp_path / "two", channels_in=2)), device="cpu")
+    assert predictor.predict([volume, volume]).labels.any()
+    with pytest.raises(ValueError, match="must be on one grid"):
+        predictor.predict([volume, moved])
+
+
+def test_too_large_is_refused_before_the_network_runs(bundle, phantom, monkeypatch):
+    volume, _ = phantom
+    predictor = Predictor(str(bundle), device="cpu", memory="normal", max_memory=400_000)
+    monkeypatch.setattr(predictor, "network", None)
+    with pytest.raises(InsufficientMemoryError, match="use --memory low"):
+        predictor.predict([volume])
+    predictor = Predictor(str(bundle), device="cpu", memory="low", max_memory=1000)
+    with pytest.raises(InsufficientMemoryError, match="crop or downsample"):
+        predictor.predict([volume])
+
+
+def test_auto_takes_the_low_plan_where_the_normal_one_does_not_fit(bundle, phantom):
+    volume, _ = phantom
+    prediction = Predictor(str(bundle), device="cpu", max_memory=550_000).predict([volume])
+    assert any("memory plan low" in n for n in prediction.notes)
+    assert np.array_equal(
+        prediction.labels, Predictor(str(bundle), device="cpu", memory="low").predict([volume]).labels
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"overlap": 1.0}, r"overlap must be in \[0, 1\)"),
+        ({"tta": "flip"}, "tta must be"),
+        ({"tta": "mirror"}, "names no mirror_axes"),
+        ({"memory": "tiny"}, "memory must be"),
+        ({"precision": "fp8"}, "precision must be"),
+    ],
+)
+def test_bad_arguments_are_refused(bundle, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        Predictor(str(bundle), device="cpu", **arguments)
+
+
+def test_window_settings_reach_the_inferer(bundle):
+    predictor = Predictor(str(bundle), device="cpu", overlap=0.5, roi_size=[8, 8, 8], sw_batch_size=2)
+    assert (predictor.inferer.overlap, predictor.inferer.roi_size, predictor.inferer.sw_batch_size) == (
+        0.5, (8, 8, 8), 2,
+    )  # fmt: skip
+
+
+def test_mirroring_uses_the_axes_of_the_bundle(tmp_path, phantom):
+    volume, _ = phantom
+    folder = make_tiny_bundle(tmp_path / "mirrored")
+    path = folder / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    config["mirror_axes"] = [0]
+    path.write_text(json.dumps(config))
+    mirrored = Predictor(str(folder), device="cpu", tta="mirror")
+    assert mirrored.inferer.axes == (0,)
+    # A 1 x 1 x 1 convolution commutes with mirroring.
+    assert np.array_equal(
+        mirrored.predict([volume]).labels, Predictor(str(folder), device="cpu").predict([volume]).labels
+    )
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    folder = make_tiny_bundle(tmp_path / "broken")
+    (folder / "models" / "model.pt").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="cannot be loaded into its network"):
+        Predictor(str(folder), device="cpu")
+
+
+def test_bf16_agrees_with_fp32_on_almost_all_voxels(bundle, phantom):
+    volume, _ = phantom
+    exact = Predictor(str(bundle), device="cpu").predict([volume]).labels
+    rough = Predictor(str(bundle), device="cpu", precision="bf16").predict([volume]).labels
+    assert (exact != rough).mean() < 0.02
+
+
+def test_volume_errors_are_value_errors():
+    assert issubclass(VolumeError, ValueError)
