@@ -44,16 +44,20 @@ def find_imports(path: Path, root: Path, *, top_only: bool = False) -> Iterator[
     package = path.relative_to(root.parent).with_suffix("").parts[:-1]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in _walk_top(tree) if top_only else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
-            name = node.args[0]
-            if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                yield node.lineno, name.value
+        yield from ((node.lineno, name) for name in _imported_names(node, package))
+
+
+def _imported_names(node: ast.AST, package: tuple[str, ...]) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = package[: len(package) - node.level + 1] if node.level else ()
+        module = ".".join([*base, *([node.module] if node.module else [])])
+        return [f"{module}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+        name = node.args[0]
+        return [name.value] if isinstance(name, ast.Constant) and isinstance(name.value, str) else []
+    return []
 
 
 def _walk_top(node: ast.AST) -> Iterator[ast.AST]:
