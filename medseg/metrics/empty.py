@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 Rule = Literal["nan", "best", "worst"] | float
 CaseName = Literal["present", "both_empty", "missed", "hallucinated"]
@@ -74,7 +74,7 @@ class EmptyPolicy:
         """
         if isinstance(policy, EmptyPolicy):
             return policy
-        rules = _parse(policy) if isinstance(policy, str) else dict(policy or {})
+        rules: dict[str, Any] = _parse(policy) if isinstance(policy, str) else dict(policy or {})
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(rules) - set(known))
         if unknown:
@@ -129,13 +129,13 @@ def name_case(n_pred: int, n_ref: int) -> CaseName:
     return "hallucinated" if n_pred else "both_empty"
 
 
-def _parse(text: str) -> dict[str, Rule]:
-    rules: dict[str, Rule] = {}
+def _parse(text: str) -> dict[str, Any]:
+    rules: dict[str, str | float] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         case, sign, rule = (p.strip() for p in part.partition("="))
         if not sign:
             raise ValueError(f"empty policy: {part!r} is not CASE=RULE; write e.g. 'both=best,missed=worst'")
-        rules[case] = rule if rule in _WORDS else _number(case, rule)  # type: ignore[assignment]
+        rules[case] = rule if rule in _WORDS else _number(case, rule)
     return rules
 
 

@@ -1,0 +1,23 @@
+"""Every public metric meets the contract of metrics."""
+
+from __future__ import annotations
+
+import pytest
+from monai.metrics.metric import CumulativeIterationMetric
+
+from tests.batteries.common import public_classes
+from tests.batteries.metrics import PROPERTIES
+
+# Arguments of metrics that have no usable defaults; the tolerance lies below a voxel, so that errors show.
+ARGUMENTS: dict[str, dict[str, object]] = {"SurfaceDiceMetric": {"tolerance": 0.5}}
+CLASSES = public_classes("medseg.metrics", CumulativeIterationMetric)
+
+
+def test_the_battery_finds_the_metrics():
+    assert len(CLASSES) >= 6
+
+
+@pytest.mark.parametrize("check", PROPERTIES, ids=lambda p: p.__name__)
+@pytest.mark.parametrize("metric", CLASSES, ids=lambda c: c.__name__)
+def test_every_public_metric(metric, check):
+    check(metric, ARGUMENTS.get(metric.__name__, {}))
