@@ -52,7 +52,7 @@ def is_built_from_json(cls: Metric, kwargs: dict[str, Any]) -> None:
 def refuses_unknown_options(cls: Metric, kwargs: dict[str, Any]) -> None:
     """A reduction, a case or a rule that does not exist is named in the error."""
     for wrong in ({"reduction": "average"}, {"empty": {"mised": "worst"}}, {"empty": "missed=bad"}):
-        with pytest.raises(ValueError, match="average|mised|bad"):
+        with pytest.raises(ValueError, match=r"average|mised|bad"):
             cls(**kwargs, **wrong)
 
 
