@@ -35,7 +35,7 @@ class MirrorInferer(Inferer):
         >>> inferer = MirrorInferer(SimpleInferer(), axes=[0])
         >>> x = torch.arange(4.0).reshape(1, 1, 4)
         >>> inferer(x, lambda t: t.cumsum(-1))[0, 0].tolist()
-        [3.0, 3.5, 4.5, 6.0]
+        [3.0, 3.5, 4.0, 4.5]
     """
 
     def __init__(self, inferer: Inferer, axes: Sequence[int] = (0,)) -> None:
