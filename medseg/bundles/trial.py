@@ -150,7 +150,7 @@ def _shapes(bundle: Bundle, network: Any) -> Iterator[Finding]:
 def _dry_run(bundle: Bundle, parser: Any, network: Any, data: Path) -> Iterator[Finding]:
     import nibabel
     import torch
-    from monai.transforms import Compose, SaveImaged
+    from monai.transforms import SaveImaged
 
     where = "configs/inference.json: postprocessing"
     files = [str(p) for p in sorted((data / "imagesTs").iterdir())]
@@ -160,7 +160,9 @@ def _dry_run(bundle: Bundle, parser: Any, network: Any, data: Path) -> Iterator[
         logits = parser.get_parsed_content("inferer")(sample["image"].as_tensor()[None], network)
     sample["pred"] = logits[0]
     chain = parser.get_parsed_content("postprocessing").flatten().transforms
-    pred = Compose([t for t in chain if not isinstance(t, SaveImaged)])(sample)["pred"]
+    for transform in (t for t in chain if not isinstance(t, SaveImaged)):
+        sample = transform(sample)
+    pred = sample["pred"]
     if tuple(pred.shape[1:]) != grid.shape:
         message = f"the mask has the shape {tuple(pred.shape[1:])}, the input {grid.shape}; add Invertd"
         yield Finding("error", where, message)

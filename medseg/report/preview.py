@@ -137,7 +137,7 @@ def _canonical(image: ArrayLike, mask: ArrayLike, affine: ArrayLike) -> tuple[_G
 
 
 def _window(values: NDArray[Any]) -> _Grey:
-    values = values.astype(np.float32)
+    values = values.astype(np.float32, copy=False)
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return np.zeros_like(values)
@@ -145,7 +145,8 @@ def _window(values: NDArray[Any]) -> _Grey:
     if high <= low:
         low, high = float(finite.min()), float(finite.max())
     width = float(high - low) or 1.0
-    return np.clip((np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / width, 0.0, 1.0)
+    grey = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - np.float32(low)) / np.float32(width)
+    return np.clip(grey, 0.0, 1.0).astype(np.float32, copy=False)
 
 
 def _views(shape: Sequence[int]) -> list[tuple[str, int, str]]:
