@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-PLAUSIBLE_MM3 = (2000.0, 6000.0)  # a whole adult hippocampus, with a margin
+PLAUSIBLE_MM3 = (3000.0, 5000.0)  # one side measures about 4000 mm3 in this template, which is larger than most heads
 LARGEST_RATIO = 1.25  # of the two sides of a symmetric template
 
 
