@@ -43,7 +43,7 @@ def evaluate(
         typer.Option(
             metavar="CASE=RULE,...",
             help="Rules for empty masks. Cases: both (in neither mask), missed (reference only), hallucinated "
-            "(prediction only). Rules: nan (not counted), best, worst (overlap 0, distance: image diagonal) or a number.",
+            "(prediction only). Rules: nan (not counted), best, worst (overlap 0; distance: diagonal) or a number.",
         ),
     ] = "both=nan,missed=worst,hallucinated=worst",
     missing: Annotated[

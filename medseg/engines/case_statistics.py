@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -152,4 +153,5 @@ def _wilcoxon_p(difference: np.ndarray) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # small samples and ties: the p stays valid, only coarse
         warnings.simplefilter("ignore", UserWarning)
-        return float(wilcoxon(difference).pvalue)
+        result: Any = wilcoxon(difference)
+        return float(result.pvalue)

@@ -90,10 +90,10 @@ def per_surface_pair(
     for b, c in np.ndindex(*values.shape):
         case = name_case(int(pred[b, c].any()), int(ref[b, c].any()))
         if case == "present":
-            pair, size = (pred[b, c], ref[b, c]), sizes[b]
+            one, two, size = pred[b, c], ref[b, c], sizes[b]
             if flat is not None:
-                pair, size = tuple(m.squeeze(flat) for m in pair), size[:flat] + size[flat + 1 :]
-            values[b, c] = measure(surface_distances(*pair, size))
+                one, two, size = one.squeeze(flat), two.squeeze(flat), size[:flat] + size[flat + 1 :]
+            values[b, c] = measure(surface_distances(one, two, size))
         else:
             values[b, c] = value_if_empty(case, diagonal_mm(pred.shape[2:], sizes[b]))
     return torch.from_numpy(values).to(y_pred.device)
