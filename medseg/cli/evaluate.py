@@ -44,10 +44,14 @@ def evaluate(
             metavar="CASE=RULE,...",
             help="Rules for empty masks. Cases: both (in neither mask), missed (reference only), hallucinated "
             "(prediction only). Rules: nan (not counted), best, worst (overlap 0; distance: diagonal) or a number.",
+            show_default="both=nan, others worst",
         ),
     ] = "both=nan,missed=worst,hallucinated=worst",
     missing: Annotated[
-        str, typer.Option(metavar="error|skip|empty", help="References without a prediction: stop, leave out, or fail.")
+        str,
+        typer.Option(
+            metavar="error|skip|empty", help="References without a prediction: stop, leave out, or count as missed."
+        ),
     ] = "error",
     resamples: Annotated[int, typer.Option(min=0, help="Bootstrap resamples for the 95 % intervals.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,

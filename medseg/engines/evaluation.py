@@ -139,8 +139,8 @@ def evaluate(
     if without and missing == "error":
         raise ValueError(
             f"{len(without)} of {len(pairs)} references have no prediction in {pred}: "
-            f"{list_some(p.case for p in without)}; predict them, or choose missing 'skip' (leave out) or 'empty' "
-            "(count as failed)"
+            f"{list_some(p.case for p in without)}; predict them, or give missing='skip' (--missing skip) to "
+            "leave them out, or 'empty' to count them as missed"
         )
     chosen = [pair for pair in pairs if pair.prediction is not None or missing == "empty"]
     options = {"labels": labels, "nsd_tolerance_mm": nsd_tolerance_mm, "empty": policy}
