@@ -167,4 +167,8 @@ def _unwrap(item: Any) -> Any:
 
 
 def _to_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    """Plain tensors on the CPU; a tensor that stands under two names (DynUNet has such) stays one in the file."""
+    copies: dict[int, torch.Tensor] = {}
+    for value in state.values():
+        copies.setdefault(value.data_ptr(), value.detach().cpu().contiguous())
+    return {name: copies[value.data_ptr()] for name, value in state.items()}

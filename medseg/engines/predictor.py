@@ -29,6 +29,7 @@ from monai.transforms import (
 
 from medseg.bundles import Bundle
 from medseg.data import Volume, check_same_grid
+from medseg.engines.config_errors import plain_config_errors
 from medseg.engines.devices import Precision, autocast, select_device, select_precision
 from medseg.inferers import MirrorInferer
 
@@ -102,12 +103,12 @@ class Predictor:
         self.memory = memory
         self.max_memory = max_memory
         parser = _read_config(self.bundle)
-        self.network = _load_network(self.bundle, parser, self.device)
-        self.preprocessing = _without(parser.get_parsed_content("preprocessing"), LoadImaged)
-        self.postprocessing = _without(parser.get_parsed_content("postprocessing"), SaveImaged)
-        self.inferer = _configure_inferer(
-            parser.get_parsed_content("inferer"), parser.get("mirror_axes"), overlap, roi_size, sw_batch_size, tta
-        )
+        with plain_config_errors():
+            self.network = _load_network(self.bundle, parser, self.device)
+            self.preprocessing = _without(parser.get_parsed_content("preprocessing"), LoadImaged)
+            self.postprocessing = _without(parser.get_parsed_content("postprocessing"), SaveImaged)
+            inferer = parser.get_parsed_content("inferer")
+        self.inferer = _configure_inferer(inferer, parser.get("mirror_axes"), overlap, roi_size, sw_batch_size, tta)
         self.weights_sha256 = self.bundle.weights_sha256()
         self.settings = {
             "device": self.device.type,

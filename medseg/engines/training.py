@@ -26,6 +26,7 @@ from monai.engines import Workflow
 import medseg
 from medseg.bundles import Bundle
 from medseg.data import atomic_path
+from medseg.engines.config_errors import plain_config_errors
 from medseg.engines.devices import select_device
 from medseg.engines.handlers import TrainingCheckpoint
 
@@ -110,7 +111,7 @@ def train_bundle(
     }
     if not distributed:
         fixed["device"] = f"$torch.device('{select_device(device)[0]}')"
-    with _quiet_logging():
+    with _quiet_logging(), plain_config_errors():
         workflow = ConfigWorkflow(
             config_file=[str(c) for c in configs], workflow_type="train", logging_file=None, **fixed
         )
