@@ -13,6 +13,7 @@ app = typer.Typer(
     name="medseg",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # the coloured help costs 0.15 s of imports; help must answer at once
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Segment medical volumes, train and judge segmentation models.\n\n"
     "Exit codes: 0 all done, 1 at least one case failed, 2 usage error, 3 requested device or optional package "
@@ -35,11 +36,11 @@ def _common(
     """Options that stand before the verb."""
 
 
-app.command("predict")(predict.predict)
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("stats")(stats.stats)
-app.command("info")(info.info)
+app.command("predict", short_help="Segment volumes with a bundle's network.")(predict.predict)
+app.command("train", short_help="Train a bundle on a data folder.")(train.train)
+app.command("evaluate", short_help="Compare masks with references.")(evaluate.evaluate)
+app.command("stats", short_help="Measure every label of a mask.")(stats.stats)
+app.command("info", short_help="Show versions, bundles and devices.")(info.info)
 app.add_typer(bundle.app, name="bundle")
 
 

@@ -10,7 +10,7 @@ import typer
 from medseg.cli.console import errors_to_exit_codes
 
 PACKAGES = (
-    "torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "SimpleITK", "scikit-image",
+    "torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "scikit-image",
     "connected-components-3d", "edt", "pillow", "typer", "rich", "tensorboard", "psutil", "triton",
 )  # fmt: skip
 

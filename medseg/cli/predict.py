@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from medseg.engines import CaseResult, PredictionOptions, Predictor
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_OUTPUT, _MODEL, _CLEAN, _EXTRA = "Output", "Model and speed", "Clean the mask", "Further results"
 
 
 class PrecisionName(str, Enum):
@@ -63,12 +62,12 @@ def predict(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT...", help="NIfTI files, folders, patterns, a BIDS data set, or .txt/.csv/.json lists."
+            metavar="INPUT", help="NIfTI files, folders, patterns, a BIDS data set, or .txt/.csv/.json lists."
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A folder, or a .nii.gz file for a single case.", rich_help_panel=_OUTPUT),
+        typer.Option("--output", "-o", help="A folder, or a .nii.gz file for a single case."),
     ] = None,
     bundle: Annotated[
         str | None,
@@ -78,74 +77,52 @@ def predict(
         list[str] | None,
         typer.Option(metavar="NAME=FILE", help="One channel of a single case; repeat for each channel."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip complete cases.", rich_help_panel=_OUTPUT)] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing outputs.", rich_help_panel=_OUTPUT)
-    ] = False,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:N or mps; an absent device is an error.", rich_help_panel=_MODEL)
-    ] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Skip complete cases.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps; an absent device is an error.")] = "auto",
     precision: Annotated[
-        PrecisionName, typer.Option(help="auto is fp16 on CUDA, fp32 elsewhere.", rich_help_panel=_MODEL)
+        PrecisionName, typer.Option(help="auto is fp16 on CUDA, fp32 elsewhere.")
     ] = PrecisionName.auto,
-    overlap: Annotated[
-        float | None, typer.Option(help="Window overlap in [0, 1).", show_default="bundle's", rich_help_panel=_MODEL)
-    ] = None,
+    overlap: Annotated[float | None, typer.Option(help="Window overlap in [0, 1).", show_default="bundle's")] = None,
     roi_size: Annotated[
         str | None,
-        typer.Option(metavar="X,Y,Z", help="Window size in voxels.", show_default="bundle's", rich_help_panel=_MODEL),
+        typer.Option(metavar="X,Y,Z", help="Window size in voxels.", show_default="bundle's"),
     ] = None,
-    sw_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Windows a pass.", show_default="bundle's", rich_help_panel=_MODEL)
-    ] = None,
-    tta: Annotated[
-        TtaName, typer.Option(help="Average over mirror images; auto: as the bundle says.", rich_help_panel=_MODEL)
-    ] = TtaName.auto,
+    sw_batch_size: Annotated[int | None, typer.Option(min=1, help="Windows per pass.", show_default="bundle's")] = None,
+    tta: Annotated[TtaName, typer.Option(help="Average over mirror images; auto: as the bundle says.")] = TtaName.auto,
     memory: Annotated[
         MemoryName,
-        typer.Option(help="low maps labels back by nearest neighbour, a third of memory.", rich_help_panel=_MODEL),
+        typer.Option(help="low: a third of the memory, labels mapped back by nearest neighbour."),
     ] = MemoryName.auto,
-    max_memory: Annotated[
-        str | None, typer.Option(metavar="12GB", help="Plan for this much memory.", rich_help_panel=_MODEL)
-    ] = None,
+    max_memory: Annotated[str | None, typer.Option(metavar="12GB", help="Plan for this much memory.")] = None,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="Same as --overlap 0.25 --tta none --memory low.", rich_help_panel=_MODEL),
+        typer.Option("--fast", help="Same as --overlap 0.25 --tta none --memory low."),
     ] = False,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="A,B", help="Keep only these labels (names or numbers).", rich_help_panel=_CLEAN),
+        typer.Option(metavar="A,B", help="Keep only these labels (names or numbers)."),
     ] = None,
     largest_component: Annotated[
         bool,
-        typer.Option("--largest-component", help="Keep the largest piece of each label.", rich_help_panel=_CLEAN),
+        typer.Option("--largest-component", help="Keep the largest piece of each label."),
     ] = False,
-    remove_small: Annotated[
-        float, typer.Option(metavar="MM3", min=0.0, help="Remove pieces below this volume.", rich_help_panel=_CLEAN)
-    ] = 0.0,
+    remove_small: Annotated[float, typer.Option(metavar="MM3", min=0.0, help="Remove pieces below this volume.")] = 0.0,
     threshold: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Background where the best class is less likely.", rich_help_panel=_CLEAN),
+        typer.Option(min=0.0, max=1.0, help="Background where the best class is less likely."),
     ] = None,
-    split: Annotated[
-        bool, typer.Option("--split/--one-file", help="A mask a label, or one label map.", rich_help_panel=_OUTPUT)
-    ] = False,
+    split: Annotated[bool, typer.Option("--split/--one-file", help="One mask per label, or one label map.")] = False,
     label_table: Annotated[
-        bool, typer.Option("--label-table", help="Store names inside the mask (NIfTI XML).", rich_help_panel=_OUTPUT)
+        bool, typer.Option("--label-table", help="Store names inside the mask (NIfTI XML).")
     ] = False,
     save_probabilities: Annotated[
-        bool, typer.Option("--save-probabilities", help="Write 4D class probabilities.", rich_help_panel=_EXTRA)
+        bool, typer.Option("--save-probabilities", help="Write 4D class probabilities.")
     ] = False,
-    stats: Annotated[
-        Path | None, typer.Option(help="Volumes and more of every label (.json, .csv).", rich_help_panel=_EXTRA)
-    ] = None,
-    preview: Annotated[
-        Path | None, typer.Option(help="A .png for a single case, or a folder.", rich_help_panel=_EXTRA)
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="What ran, on what, with what result (.json).", rich_help_panel=_EXTRA)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a case on stdout.")] = False,
+    stats: Annotated[Path | None, typer.Option(help="Volumes and more of every label (.json, .csv).")] = None,
+    preview: Annotated[Path | None, typer.Option(help="A .png for a single case, or a folder.")] = None,
+    report: Annotated[Path | None, typer.Option(help="What ran, on what, with what result (.json).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per case on stdout.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,

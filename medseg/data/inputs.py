@@ -217,10 +217,11 @@ def _list_cases(path: Path, channel_names: Sequence[str]) -> list[Case]:
         raise ValueError(f"INPUT list {path} names no file")
     cases = []
     for row in rows:
-        images = tuple(_relative_to_list(path, name) for name in row)
+        images: tuple[Path, ...] = tuple(_relative_to_list(path, name) for name in row)
         if len(images) not in (1, len(channel_names)):
             raise ValueError(f"INPUT list {path}: a row has {len(images)} files, expected {len(channel_names)}: {row}")
-        images = images if len(images) > 1 else _channels_beside(images[0], len(channel_names))
+        if len(images) == 1:
+            images = _channels_beside(*images, len(channel_names))
         cases.append(Case(_stem_without_channel(images[0], len(channel_names)), images))
     return cases
 

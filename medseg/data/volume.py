@@ -295,7 +295,7 @@ def _affine(path: Path, image: nib.Nifti1Image) -> tuple[np.ndarray, tuple[str, 
     affine = np.asarray(image.affine, dtype=np.float64)
     spatial_shape = (*image.shape[:3], 1, 1)[:3]
     if sform_code > 0 and qform is not None:
-        distance = _corner_distance(header.get_sform(), qform, spatial_shape)
+        distance = _corner_distance(np.asarray(header.get_sform()), qform, spatial_shape)
         if not distance <= GRID_TOLERANCE_MM:
             notes.append(f"qform and sform disagree by up to {distance:.3g} mm; the sform is used")
     if sform_code <= 0 and qform_code <= 0:

@@ -71,7 +71,8 @@ class StopOnNonFiniteLoss:
 
     def __call__(self, engine: Engine) -> None:
         """Check the loss of the running iteration."""
-        loss = engine.state.output[CommonKeys.LOSS]
+        output: Any = engine.state.output
+        loss = output[CommonKeys.LOSS]
         if not bool(torch.isfinite(loss).all()):
             raise FloatingPointError(
                 f"loss is {float(loss.detach().mean())} at epoch {engine.state.epoch}, iteration "
@@ -129,7 +130,7 @@ class TrainingCheckpoint:
         path = self.save_dir / self.LAST
         if not (self.resume and path.is_file()):
             return
-        state = torch.load(path, map_location=engine.state.device, weights_only=True)
+        state = torch.load(path, map_location=getattr(engine.state, "device", None), weights_only=True)
         for name, item in self.objects.items():
             item.load_state_dict(state["objects"][name])
         engine.state.epoch = state["epoch"]

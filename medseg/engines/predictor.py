@@ -99,8 +99,8 @@ class Predictor:
             raise ValueError(f"memory must be auto, normal or low, got {memory!r}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.device, self.device_reason = select_device(device)
-        self.precision = select_precision(precision, self.device)
-        self.memory = memory
+        self.precision: Literal["fp32", "fp16", "bf16"] = select_precision(precision, self.device)
+        self.memory: Memory = memory
         self.max_memory = max_memory
         parser = _read_config(self.bundle)
         with plain_config_errors():
@@ -154,13 +154,13 @@ class Predictor:
             if zeros is not None:
                 zeros[0] = 1
             return Prediction(empty, zeros, ["all voxels have the same value; nothing to find, the mask is empty"])
-        self._check_memory(first, "low" if self.memory == "auto" and not probabilities else self.memory)
+        self._check_memory(first, lowest="low" if self.memory != "normal" and not probabilities else "normal")
         with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
             return self._run(channels, probabilities or threshold is not None, threshold)
 
     def _run(self, channels: Sequence[Volume], keep: bool, threshold: float | None) -> Prediction:
         first, notes = channels[0], []
-        data: dict[str, Any] = self.preprocessing({"image": _as_metatensor(channels)})
+        data: Any = self.preprocessing({"image": _as_metatensor(channels)})
         plan = self._plan(first.array.size, int(np.prod(data["image"].shape[1:])), keep)
         if plan == "low" and self.memory == "auto":
             notes.append("memory plan low: labels were mapped back by nearest neighbour (see --memory)")
@@ -207,17 +207,17 @@ class Predictor:
             raise InsufficientMemoryError(_memory_text(needed, available, plan))
         return plan
 
-    def _check_memory(self, volume: Volume, memory: Memory) -> None:
+    def _check_memory(self, volume: Volume, lowest: Literal["normal", "low"]) -> None:
         """Refuse a hopeless volume before it is even resampled."""
         spacing = next((t for t in self.preprocessing.transforms if isinstance(t, Spacingd)), None)
         voxels = float(volume.array.size)
         if spacing is not None:
             wanted = np.asarray(spacing.spacing_transform.pixdim, dtype=float)
             voxels *= float(np.prod(np.asarray(volume.spacing) / np.resize(wanted, 3)))
-        classes = self.num_classes if memory == "low" else 3 * self.num_classes
+        classes = self.num_classes if lowest == "low" else 3 * self.num_classes
         needed, available = int(4 * voxels * (classes + 2)), self._available()
         if needed > available:
-            raise InsufficientMemoryError(_memory_text(needed, available, memory))
+            raise InsufficientMemoryError(_memory_text(needed, available, lowest))
 
     def _available(self) -> int:
         return self.max_memory or int(psutil.virtual_memory().available * _HEADROOM)

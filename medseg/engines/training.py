@@ -183,7 +183,7 @@ def _report_progress(trainer: Workflow, evaluator: Workflow, progress: Callable[
         )
 
     def after_iteration(engine: Engine) -> None:
-        output = engine.state.output
+        output: Any = engine.state.output
         first = output[0] if isinstance(output, list) else output
         state["loss"] = float(first["loss"])
         report(engine, epoch_done=False)

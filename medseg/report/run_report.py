@@ -16,7 +16,7 @@ from medseg.data.atomic import atomic_path
 from medseg.report.statistics import finite
 
 Status = Literal["ok", "failed", "skipped"]
-PACKAGES = ("medseg", "torch", "monai", "numpy", "nibabel", "SimpleITK", "scikit-image")
+PACKAGES = ("medseg", "torch", "monai", "numpy", "nibabel", "scikit-image")
 
 
 class RunReport:

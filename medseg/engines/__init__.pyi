@@ -1,0 +1,28 @@
+from .cleanup import keep_largest_component, remove_small_components
+from .devices import DeviceNotFoundError
+from .evaluation import Comparison, Evaluation, compare, evaluate
+from .handlers import EpochSeeder, StopOnNonFiniteLoss, TrainingCheckpoint
+from .prediction import CaseResult, PredictionOptions, predict_cases
+from .predictor import InsufficientMemoryError, Prediction, Predictor
+from .training import TrainingProgress, train_bundle
+
+__all__ = [
+    "CaseResult",
+    "Comparison",
+    "DeviceNotFoundError",
+    "EpochSeeder",
+    "Evaluation",
+    "InsufficientMemoryError",
+    "Prediction",
+    "PredictionOptions",
+    "Predictor",
+    "StopOnNonFiniteLoss",
+    "TrainingCheckpoint",
+    "TrainingProgress",
+    "compare",
+    "evaluate",
+    "keep_largest_component",
+    "predict_cases",
+    "remove_small_components",
+    "train_bundle",
+]
