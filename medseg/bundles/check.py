@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from medseg.bundles.bundle import METADATA, WEIGHTS, Bundle
-
-Level = Literal["error", "warning"]
+from medseg.bundles.finding import Finding
 
 _MANDATORY: dict[str, type | tuple[type, ...]] = {
     "version": str,
@@ -37,21 +35,6 @@ _TENSOR: dict[str, type | tuple[type, ...]] = {
     "dtype": str,
     "channel_def": dict,
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong with a bundle.
-
-    Args:
-        level: `"error"` when somebody cannot use the bundle because of it, else `"warning"`.
-        where: the file, and the id in it where there is one.
-        message: what was found, what is expected, and what to do.
-    """
-
-    level: Level
-    where: str
-    message: str
 
 
 def check_bundle(directory: str | Path, *, dry_run: bool = True) -> list[Finding]:

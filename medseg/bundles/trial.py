@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.bundles.bundle import Bundle
-from medseg.bundles.check import Finding
+from medseg.bundles.finding import Finding
 
 # Deep networks want more than a few voxels at their coarsest level.
 _SMALLEST = 32
