@@ -34,7 +34,7 @@ from medseg.data import (
 )
 from medseg.engines.cleanup import keep_largest_component, remove_small_components
 from medseg.engines.predictor import Prediction, Predictor
-from medseg.report import draw_preview, label_statistics
+from medseg.report import draw_preview, label_colour, label_statistics
 
 Status = Literal["ok", "failed", "skipped"]
 
@@ -163,12 +163,22 @@ def _predict_case(
     labels = _clean(prediction.labels, first, options)
     notes = [*dict.fromkeys(n for v in volumes for n in v.notes), *prediction.notes]
     result = CaseResult(case, "ok", notes=notes)
-    names.mask.parent.mkdir(parents=True, exist_ok=True)
     if options.statistics:
         result.rows = _statistics(labels, first, label_names)
-    result.outputs = masks + _write_companions(names, prediction, labels, first, label_names, options)
-    _write_json(names.sidecar, _sidecar(predictor, case, label_names, fingerprint, notes))
-    _write_masks(masks, labels, first, label_names, options)
+    names.mask.parent.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    try:
+        for path in _write_companions(names, prediction, labels, first, label_names, options):
+            written.append(path)
+        _write_json(names.sidecar, _sidecar(predictor, case, label_names, fingerprint, notes))
+        written.append(names.sidecar)
+        for path in _write_masks(masks, labels, first, label_names, options):
+            written.append(path)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+    result.outputs = [*masks, *(path for path in written if path not in masks)]
     return result
 
 
@@ -179,30 +189,37 @@ def _write_companions(
     first: Volume,
     label_names: Mapping[int, str],
     options: PredictionOptions,
-) -> list[Path]:
-    written = [names.sidecar]
+) -> Iterator[Path]:
+    """Write what goes with a mask; yield each path once it is whole."""
     if options.save_probabilities and prediction.probabilities is not None:
-        written.append(write_probabilities(names.probabilities, prediction.probabilities, first))
+        yield write_probabilities(names.probabilities, prediction.probabilities, first)
     if options.preview is not None:
-        written.append(_preview_path(names, options.preview))
-        draw_preview(written[-1], first.array, labels, first.affine, names=label_names, title=names.mask.name)
+        path = _preview_path(names, options.preview)
+        yield draw_preview(path, first.array, labels, first.affine, names=label_names, title=names.mask.name)
     if names.table is not None:
-        with atomic_path(names.table) as part:
-            rows = [(0, "background", "#000000"), *((i, n, _colour(i)) for i, n in label_names.items())]
-            part.write_text("\n".join("\t".join(map(str, r)) for r in [("index", "name", "color"), *rows]) + "\n")
-        written += [names.table, _describe_derivatives(names.mask)]
-    return written
+        _describe_derivatives(names.mask)
+        yield _write_table(names.table, label_names)
+
+
+def _write_table(path: Path, label_names: Mapping[int, str]) -> Path:
+    rows = [("index", "name", "color"), ("0", "background", "#000000")]
+    rows += [
+        (str(label), name, "#{:02x}{:02x}{:02x}".format(*label_colour(label))) for label, name in label_names.items()
+    ]
+    with atomic_path(path) as part:
+        part.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def _write_masks(
     masks: Sequence[Path], labels: np.ndarray, first: Volume, label_names: Mapping[int, str], options: PredictionOptions
-) -> None:
+) -> Iterator[Path]:
     if not options.split:
-        write_mask(masks[0], labels, first, label_names if options.label_table else None)
+        yield write_mask(masks[0], labels, first, label_names if options.label_table else None)
         return
     for path, (value, name) in zip(masks, label_names.items(), strict=True):
         binary = (labels == value).astype(np.uint8)
-        write_mask(path, binary, first, {1: name} if options.label_table else None)
+        yield write_mask(path, binary, first, {1: name} if options.label_table else None)
 
 
 def _clean(labels: np.ndarray, like: Volume, options: PredictionOptions) -> np.ndarray:
@@ -297,25 +314,17 @@ def _preview_path(names: OutputNames, preview: Path) -> Path:
     return preview / names.preview.name
 
 
-def _describe_derivatives(mask: Path) -> Path:
-    """The description that every BIDS derivative data set needs, at its root."""
+def _describe_derivatives(mask: Path) -> None:
+    """Write the description that every BIDS derivative data set needs, at its root."""
     root = next(p for p in mask.parents if p.name == "medseg" and p.parent.name == "derivatives")
-    path = root / "dataset_description.json"
     generated_by = [{"Name": "medseg", "Version": medseg.__version__}]
     content = {"Name": "medseg", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": generated_by}
-    _write_json(path, content)
-    return path
+    _write_json(root / "dataset_description.json", content)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with atomic_path(path) as part:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _colour(label: int) -> str:
-    from medseg.report import label_colour
-
-    return "#{:02x}{:02x}{:02x}".format(*label_colour(label))
 
 
 def _reason(error: Exception) -> str:

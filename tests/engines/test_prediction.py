@@ -161,3 +161,15 @@ def test_channels_that_do_not_fit_fail_as_bad_input(tmp_path, wrong):
     assert result.status == "failed"
     assert result.bad_input
     assert not (tmp_path / "out").exists()
+
+
+def test_a_case_whose_mask_cannot_be_written_leaves_nothing_behind(predictor, scans, tmp_path, monkeypatch):
+    def disk_full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("medseg.engines.prediction.write_mask", disk_full)
+    options = PredictionOptions(save_probabilities=True, preview=tmp_path / "out")
+    results = _run(predictor, scans, tmp_path / "out", options)
+    assert [r.reason for r in results] == ["No space left on device"] * 3
+    assert not any(r.bad_input for r in results)
+    assert list((tmp_path / "out").iterdir()) == []
