@@ -27,6 +27,9 @@ def train(
     bundle: Annotated[str, typer.Option(help="Name or folder of the bundle whose training is run.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew although the folder holds a run.")] = False,
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Start from the bundle's weights instead of random ones.")
+    ] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs.", show_default="bundle's")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default="bundle's")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -61,6 +64,7 @@ def train(
                     output,
                     resume=resume,
                     overwrite=overwrite,
+                    finetune=finetune,
                     device=device,
                     overrides=changes,
                     progress=progress,

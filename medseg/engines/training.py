@@ -67,6 +67,7 @@ def train_bundle(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    finetune: bool = False,
     device: str = "auto",
     overrides: Mapping[str, Any] | None = None,
     progress: Callable[[TrainingProgress], None] | None = None,
@@ -81,6 +82,7 @@ def train_bundle(
         output: the run folder.
         resume: go on from `models/last.pt` of the run folder; the settings must be those of the run.
         overwrite: start anew although the folder holds a run.
+        finetune: start from the bundle's weights instead of random ones (config entry `init_weights`).
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; decided by the launcher under `torchrun`.
         overrides: config entries to replace, by id such as `max_epochs` or `train::trainer::max_epochs`.
         progress: called after every iteration and every epoch, on the first process only.
@@ -96,7 +98,12 @@ def train_bundle(
     data_dir, output = Path(data_dir), Path(output)
     if not data_dir.is_dir():
         raise FileNotFoundError(f"data_dir: {data_dir} is not a folder; give the folder that holds the training data")
-    settings = {"bundle": bundle.name, "bundle_version": bundle.version, "overrides": dict(overrides or {})}
+    settings = {
+        "bundle": bundle.name,
+        "bundle_version": bundle.version,
+        "init_weights_sha256": bundle.weights_sha256() if finetune else None,
+        "overrides": dict(overrides or {}),
+    }
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     is_first = int(os.environ.get("RANK", "0")) == 0
     configs = [bundle.config_path("train")] + ([bundle.config_path("multi_gpu_train")] if distributed else [])
@@ -115,7 +122,10 @@ def train_bundle(
         workflow = ConfigWorkflow(
             config_file=[str(c) for c in configs], workflow_type="train", logging_file=None, **fixed
         )
-        _apply_overrides(workflow, overrides or {})
+        changes = dict(overrides or {})
+        if finetune:
+            changes["init_weights"] = str(bundle.weights_path)
+        _apply_overrides(workflow, changes)
         workflow.initialize()
         trainer = workflow.parser.get_parsed_content("train::trainer")
         if progress is not None and is_first:

@@ -96,6 +96,14 @@ def test_nan_stops_the_run_and_says_what_to_do(bundle, data, tmp_path):
         train_bundle(bundle, data, tmp_path / "run", device="cpu", overrides=settings)
 
 
+def test_finetuning_starts_from_the_weights_of_the_bundle(data, whole_run, tmp_path):
+    settings = {**SMALL, "max_epochs": 1, "learning_rate": 1e-9}
+    train_bundle(Bundle.load(whole_run[0]), data, tmp_path, device="cpu", overrides=settings, finetune=True)
+    start = torch.load(whole_run[0] / "models" / "model.pt", weights_only=True)
+    end = _network(tmp_path)
+    assert all(torch.allclose(start[name], end[name], atol=1e-6) for name in start)
+
+
 def test_unknown_overrides_and_folders_are_refused(bundle, data, tmp_path):
     with pytest.raises(ValueError, match="override 'max_epoch' names no entry"):
         train_bundle(bundle, data, tmp_path / "run", device="cpu", overrides={"max_epoch": 1})
