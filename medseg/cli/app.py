@@ -13,6 +13,7 @@ app = typer.Typer(
     name="medseg",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,  # the coloured help costs 0.15 s of imports; help must answer at once
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Segment medical volumes, train and judge segmentation models.\n\n"

@@ -50,6 +50,12 @@ def errors_to_exit_codes(verbose: bool = False) -> Iterator[None]:
     except (ValueError, OSError, ArithmeticError) as error:
         _show_traceback(verbose)
         fail(str(error), EXIT_BAD_INPUT)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # the last resort: a user gets a sentence, not a traceback
+        _show_traceback(verbose)
+        hint = "" if verbose else "; run again with -v for the traceback"
+        fail(f"unexpected {type(error).__name__}: {error}{hint}", EXIT_CASE_FAILED)
 
 
 def _show_traceback(verbose: bool) -> None:

@@ -69,11 +69,11 @@ def test_monai_runs_the_inference_config(data, tmp_path):
 def test_monai_runs_the_train_and_the_evaluate_config(data, tmp_path):
     small = [
         "--dataset_dir", data, "--output_dir", tmp_path / "run", "--network_def::filters", "[4,4,8,8]",
-        "--validate::inferer::roi_size", "[24,24,24]",
+        "--patch_size", "[16,16,16]",
     ]  # fmt: skip
     done = _monai_bundle(
         "--config_file", "configs/train.json", "--bundle_root", BUNDLE, "--max_epochs", 1, "--val_interval", 1,
-        "--patch_size", "[16,16,16]", *small,
+        *small,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     weights = tmp_path / "run" / "models" / "model.pt"
