@@ -63,6 +63,27 @@ def test_data_that_is_not_understood_exits_with_4(tmp_path):
     assert "is not understood" in result.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
+def test_a_killed_run_resumes_to_the_same_weights(data, tmp_path):
+    def arguments(output: Path, *more: str) -> list[str]:
+        return _arguments(data, output, "--epochs", "6", "--device", "cpu", *more)
+
+    command = [sys.executable, "-m", "medseg", *arguments(tmp_path / "killed")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("epoch 1/6")
+        process.kill()
+    assert torch.load(tmp_path / "killed" / "models" / "last.pt", weights_only=True)["epoch"] < 6
+    for folder, more in (("killed", ["--resume"]), ("whole", [])):
+        assert CliRunner().invoke(app, arguments(tmp_path / folder, *more)).exit_code == 0
+    for name in ("last.pt", "model.pt"):
+        killed, whole = (torch.load(tmp_path / f / "models" / name, weights_only=True) for f in ("killed", "whole"))
+        if name == "last.pt":
+            killed, whole = killed["objects"]["network"], whole["objects"]["network"]
+        assert all(torch.equal(killed[key], whole[key]) for key in whole)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo under torchrun is tested on POSIX systems")
 def test_two_processes_train_one_network(data, tmp_path):
     command = [
