@@ -92,7 +92,7 @@ def predict(
     tta: Annotated[TtaName, typer.Option(help="Average over mirror images; auto: as the bundle says.")] = TtaName.auto,
     memory: Annotated[
         MemoryName,
-        typer.Option(help="low: a third of the memory, labels mapped back by nearest neighbour."),
+        typer.Option(help="low: needs less, by mapping labels back instead of probabilities."),
     ] = MemoryName.auto,
     max_memory: Annotated[str | None, typer.Option(metavar="12GB", help="Plan for this much memory.")] = None,
     fast: Annotated[

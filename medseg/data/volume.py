@@ -68,6 +68,11 @@ class Volume:
         x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0)).tolist()
         return x, y, z
 
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of a voxel in mm3; on a sheared grid less than the product of the spacings."""
+        return abs(float(np.linalg.det(self.affine[:3, :3])))
+
 
 def read_image(path: str | Path) -> Volume:
     """Read a scalar 3D image as finite float32 values.

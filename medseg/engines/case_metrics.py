@@ -54,6 +54,7 @@ def measure_case(
     labels: Iterable[int] | None = None,
     nsd_tolerance_mm: float = 1.0,
     empty: EmptyPolicy | None = None,
+    voxel_volume: float | None = None,
 ) -> dict[int, LabelMetrics]:
     """Measure a label map against a reference.
 
@@ -64,6 +65,7 @@ def measure_case(
         labels: label ids to measure; None takes every id above 0 that occurs in one of the two.
         nsd_tolerance_mm: tolerance of the normalised surface Dice.
         empty: rules for empty masks.
+        voxel_volume: volume of a voxel in mm3; None takes the product of the spacings, which a sheared grid is not.
 
     Returns:
         For each label the metrics of `METRICS` and the voxel counts of `COUNTS`.
@@ -79,6 +81,7 @@ def measure_case(
     if pred.shape != ref.shape:
         raise ValueError(f"pred has shape {pred.shape}, but ref has {ref.shape}; give two label maps on one grid")
     empty = empty or EmptyPolicy()
+    voxel = math.prod(spacing) if voxel_volume is None else voxel_volume
     boxes = _joint_boxes(pred, ref)
     wanted = sorted(boxes) if labels is None else sorted(labels)
     nothing = np.zeros((0,) * pred.ndim, dtype=bool)
@@ -86,14 +89,14 @@ def measure_case(
     for label in wanted:
         box = boxes.get(label)
         masks = (nothing, nothing) if box is None else (pred[box] == label, ref[box] == label)
-        measured[label] = _measure_label(*masks, pred.shape, spacing, nsd_tolerance_mm, empty)
+        measured[label] = _measure_label(*masks, pred.shape, spacing, nsd_tolerance_mm, empty, voxel)
     return measured
 
 
 def empty_metrics(shape: Sequence[int], spacing: Sequence[float], empty: EmptyPolicy) -> LabelMetrics:
     """Give the metrics of a label that neither mask holds."""
     nothing = np.zeros((0,) * len(shape), dtype=bool)
-    return _measure_label(nothing, nothing, shape, spacing, 0.0, empty)
+    return _measure_label(nothing, nothing, shape, spacing, 0.0, empty, math.prod(spacing))
 
 
 def _measure_label(
@@ -103,10 +106,10 @@ def _measure_label(
     spacing: Sequence[float],
     tolerance: float,
     empty: EmptyPolicy,
+    voxel: float,
 ) -> LabelMetrics:
     """Measure one label; the masks are cut to the joint bounding box, `shape` is that of the whole image."""
     both, n_pred, n_ref = (int(np.count_nonzero(mask)) for mask in (pred & ref, pred, ref))
-    voxel = math.prod(spacing)
     volume = volume_error_from_counts(n_pred, n_ref, voxel, unit="mm3", empty=empty)
     return {
         "Dice": dice_from_counts(both, n_pred, n_ref, empty),

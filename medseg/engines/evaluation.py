@@ -235,7 +235,7 @@ def _measure(pair: CasePair, options: dict[str, Any]) -> CaseMetrics:
         pred = read_mask(pair.prediction)
         check_same_grid(ref, pred)
         pred_array = pred.array
-    measured = measure_case(pred_array, ref.array, ref.spacing, **options)
+    measured = measure_case(pred_array, ref.array, ref.spacing, voxel_volume=ref.voxel_volume, **options)
     return CaseMetrics(
         pair.case, str(pair.prediction or ""), str(pair.reference), ref.array.shape, ref.spacing, measured
     )

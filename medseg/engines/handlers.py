@@ -94,8 +94,8 @@ class TrainingCheckpoint:
         save_dir: folder for the checkpoints, made when missing.
         objects: names and objects with `state_dict`/`load_state_dict` (network, optimizer, schedule, ...).
         best: the name among `objects` whose weights are the product.
-        evaluator: the validation engine, whose key metric decides what is best. Without it `model.pt` follows the
-            last epoch.
+        evaluator: the validation engine, whose key metric decides what is best. Without it, and
+            before its first validation, `model.pt` follows the last epoch.
         resume: load `last.pt` from `save_dir` when training starts, if it is there.
 
     Raises:
@@ -145,7 +145,7 @@ class TrainingCheckpoint:
             return
         self.save_dir.mkdir(parents=True, exist_ok=True)
         evaluator = self.evaluator.state if self.evaluator is not None else None
-        if evaluator is None or evaluator.best_metric_epoch == engine.state.epoch:
+        if evaluator is None or evaluator.best_metric_epoch in (-1, engine.state.epoch):
             _save(_to_cpu(self.objects[self.best].state_dict()), self.save_dir / self.BEST)
         state = {
             "objects": {name: item.state_dict() for name, item in self.objects.items()},

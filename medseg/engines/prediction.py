@@ -228,7 +228,7 @@ def _clean(labels: np.ndarray, like: Volume, options: PredictionOptions) -> np.n
     if options.largest_component:
         labels = keep_largest_component(labels)
     if options.remove_small > 0:
-        labels = remove_small_components(labels, options.remove_small, abs(float(np.linalg.det(like.affine[:3, :3]))))
+        labels = remove_small_components(labels, options.remove_small, like.voxel_volume)
     return labels
 
 

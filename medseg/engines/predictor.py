@@ -69,8 +69,8 @@ class Predictor:
         sw_batch_size: windows in one pass, by default the bundle's.
         tta: `auto` (as the bundle says), `none`, or `mirror` along the bundle's `mirror_axes`.
         memory: `normal` maps probabilities back to the input grid and takes the best class there; `low` takes the
-            best class on the network's grid and maps labels back by nearest neighbour, with one copy of the
-            probabilities instead of three; `auto` takes `low` where `normal` does not fit.
+            best class on the network's grid and maps labels back by nearest neighbour, so that the probabilities
+            are neither activated nor mapped back; `auto` takes `low` where `normal` does not fit.
         max_memory: bytes that may be used, by default 80 % of what is free.
 
     Raises:

@@ -206,3 +206,12 @@ def test_real_masks_against_themselves_are_perfect(shared_data):
     path = next(iter(sorted(labels.glob("*.nii.gz"))))
     summary = evaluate(path, path, resamples=0).summary()
     assert [summary["foreground_mean"][k] for k in ("Dice", "HD95", "NSD")] == [1.0, 0.0, 1.0]
+
+
+def test_volumes_on_a_sheared_grid_use_the_determinant(make_nifti):
+    sheared = AFFINE.copy()
+    sheared[0, 1] = 2.0  # the second axis leans: its step is longer than the 2 mm that it adds to the volume
+    pred, ref = (make_nifti(f"{n}.nii.gz", m, sheared) for n, m in (("p", mask(l1=2, l2=3)), ("r", mask(l1=2))))
+    (case,) = evaluate(pred, ref).cases
+    assert case.spacing[1] > 2.8
+    assert case.labels[2]["VolumeError_mm3"] == pytest.approx(27 * 6.0)

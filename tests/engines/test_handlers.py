@@ -109,3 +109,12 @@ def test_an_interrupted_write_leaves_the_earlier_checkpoint(tmp_path, monkeypatc
         _trainer(tmp_path, 2, resume=True).run()
     assert (tmp_path / "last.pt").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "model.pt"]
+
+
+def test_weights_are_there_before_the_first_validation(tmp_path):
+    evaluator = SimpleNamespace(state=SimpleNamespace(best_metric=-1, best_metric_epoch=-1))
+    trainer = _trainer(tmp_path / "unused", 2)
+    objects = {"network": trainer.network}
+    TrainingCheckpoint(str(tmp_path / "run"), objects, evaluator=evaluator).attach(trainer)  # type: ignore[arg-type]
+    trainer.run()
+    assert torch.equal(_weights(tmp_path / "run" / "model.pt"), trainer.network.weight)
