@@ -27,6 +27,17 @@ def _no_bundles_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEDSEG_BUNDLES", raising=False)
 
 
+@pytest.fixture(scope="session")
+def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, _cache_of_the_session: Path) -> None:
+    """Keep converted networks of the tests out of the user's cache folder."""
+    monkeypatch.setenv("MEDSEG_CACHE", str(_cache_of_the_session))
+
+
 @pytest.fixture
 def oblique_affine() -> np.ndarray:
     """Affine of a rotated, anisotropic grid with the first axis running right to left."""

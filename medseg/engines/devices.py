@@ -1,13 +1,8 @@
-"""Choose where and in which precision a network runs; nothing falls back in silence."""
+"""Choose where a network runs; nothing falls back in silence."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
-
 import torch
-
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 
 class DeviceNotFoundError(RuntimeError):
@@ -51,23 +46,3 @@ def select_device(name: str = "auto") -> tuple[torch.device, str]:
     elif device.type != "cpu":
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
     return device, "asked for"
-
-
-def select_precision(precision: Precision, device: torch.device) -> Literal["fp32", "fp16", "bf16"]:
-    """Resolve `auto`: fp16 on CUDA, fp32 elsewhere.
-
-    Raises:
-        ValueError: the name is no precision.
-    """
-    if precision == "auto":
-        return "fp16" if device.type == "cuda" else "fp32"
-    if precision not in ("fp32", "fp16", "bf16"):
-        raise ValueError(f"precision must be auto, fp32, fp16 or bf16, got {precision!r}")
-    return precision
-
-
-def autocast(device: torch.device, precision: Literal["fp32", "fp16", "bf16"]) -> AbstractContextManager:
-    """Context in which the network runs in the precision."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
