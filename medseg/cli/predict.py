@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,6 +40,14 @@ class PrecisionName(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+
+
+class EngineName(str, Enum):
+    """What runs the network."""
+
+    auto = "auto"
+    torch = "torch"
+    openvino = "openvino"
 
 
 class TtaName(str, Enum):
@@ -80,8 +88,11 @@ def predict(
     resume: Annotated[bool, typer.Option("--resume", help="Skip complete cases.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps; an absent device is an error.")] = "auto",
+    engine: Annotated[
+        EngineName, typer.Option(help="auto is OpenVINO on a CPU if it can convert the network, else PyTorch.")
+    ] = EngineName.auto,
     precision: Annotated[
-        PrecisionName, typer.Option(help="auto is fp16 on CUDA, fp32 elsewhere.")
+        PrecisionName, typer.Option(help="auto is fp16 on CUDA, bf16 on a CPU that has units for it, else fp32.")
     ] = PrecisionName.auto,
     overlap: Annotated[float | None, typer.Option(help="Window overlap in [0, 1).", show_default="bundle's")] = None,
     roi_size: Annotated[
@@ -94,7 +105,17 @@ def predict(
         MemoryName,
         typer.Option(help="low: needs less, by mapping labels back instead of probabilities."),
     ] = MemoryName.auto,
-    max_memory: Annotated[str | None, typer.Option(metavar="12GB", help="Plan for this much memory.")] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="12GB", help="What the whole process may take.", show_default="what is free")
+    ] = None,
+    skip_empty: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip-empty/--no-skip-empty",
+            help="Skip windows whose voxels all have the volume's lowest value.",
+            show_default="bundle's",
+        ),
+    ] = None,
     fast: Annotated[
         bool,
         typer.Option("--fast", help="Same as --overlap 0.25 --tta none --memory low."),
@@ -149,6 +170,7 @@ def predict(
             predictor = Predictor(
                 model,
                 device=device,
+                engine=engine.value,
                 precision=precision.value,
                 overlap=overlap,
                 roi_size=window,
@@ -156,6 +178,7 @@ def predict(
                 tta=tta.value,
                 memory=memory.value,
                 max_memory=byte_limit,
+                skip_empty=skip_empty,
             )
         except DeviceNotFoundError as error:
             fail(str(error), EXIT_MISSING)
@@ -172,10 +195,21 @@ def predict(
         )
         if not quiet:
             note(
-                f"{model.name} {model.version} on {predictor.device} ({predictor.device_reason}), {predictor.precision}"
+                f"{model.name} {model.version} on {predictor.device} ({predictor.device_reason}), "
+                f"{predictor.backend.name} {predictor.precision}"
             )
-        results = predict_cases(predictor, cases, output, options, resume=resume)
-        finished = _follow(results, len(cases), as_json=as_json, fail_fast=fail_fast, verbose=verbose, quiet=quiet)
+            for text in predictor.backend.notes:
+                warn(text)
+        with _progress_bar(len(cases), quiet) as advance:
+            results = predict_cases(
+                predictor,
+                cases,
+                output,
+                options,
+                resume=resume,
+                on_windows=lambda case, done, total: advance(cases.index(case) + done / total),
+            )
+            finished = _follow(results, len(cases), advance, as_json, fail_fast, verbose, quiet)
         _write_summaries(finished, predictor, options, stats, report)
     raise typer.Exit(_exit_code(finished, len(cases)))
 
@@ -281,21 +315,26 @@ def _check_outputs(
 
 
 def _follow(
-    results: Iterable[CaseResult], total: int, *, as_json: bool, fail_fast: bool, verbose: bool, quiet: bool
+    results: Iterable[CaseResult],
+    total: int,
+    advance: Callable[[float], None],
+    as_json: bool,
+    fail_fast: bool,
+    verbose: bool,
+    quiet: bool,
 ) -> list[CaseResult]:
     """Print results as they come; on Ctrl-C return what is done."""
     finished: list[CaseResult] = []
-    with _progress_bar(total, quiet) as advance:
-        try:
-            for result in results:
-                finished.append(result)
-                advance()
-                _print_result(result, len(finished), total, as_json=as_json, verbose=verbose, quiet=quiet)
-                if fail_fast and result.status == "failed":
-                    break
-        except KeyboardInterrupt:
-            note(f"interrupted after {len(finished)} of {total} cases; run again with --resume to go on")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+    try:
+        for result in results:
+            finished.append(result)
+            advance(len(finished))
+            _print_result(result, len(finished), total, as_json=as_json, verbose=verbose, quiet=quiet)
+            if fail_fast and result.status == "failed":
+                break
+    except KeyboardInterrupt:
+        note(f"interrupted after {len(finished)} of {total} cases; run again with --resume to go on")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     failed = [r for r in finished if r.status == "failed"]
     if failed and total > 1:
         note(f"{len(failed)} of {total} cases failed:")
@@ -304,23 +343,27 @@ def _follow(
     return finished
 
 
-def _progress_bar(total: int, quiet: bool) -> Any:
-    if quiet or total < 2 or not sys.stderr.isatty():
-        return nullcontext(lambda: None)
-    from contextlib import contextmanager
-
+@contextmanager
+def _progress_bar(total: int, quiet: bool) -> Iterator[Callable[[float], None]]:
+    """A bar over cases and the windows of the running one; gives a function that takes the number of cases done."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done: None
+        return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("predict"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("predict", total=total)
+        furthest = 0.0
 
-    @contextmanager
-    def bar() -> Any:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("predict", total=total)
-            yield lambda: progress.advance(task)
+        def advance(done: float) -> None:
+            # A case is reported while windows of the next are already done.
+            nonlocal furthest
+            furthest = max(furthest, done)
+            progress.update(task, completed=furthest)
 
-    return bar()
+        yield advance
 
 
 def _print_result(result: CaseResult, index: int, total: int, *, as_json: bool, verbose: bool, quiet: bool) -> None:
@@ -366,6 +409,7 @@ def _write_summaries(
         bundle_version=predictor.bundle.version,
         weights_sha256=predictor.weights_sha256,
         device=str(predictor.device),
+        engine=predictor.backend.name,
         precision=predictor.precision,
         options={**predictor.settings, **vars(options)},
     )
@@ -377,6 +421,9 @@ def _write_summaries(
             seconds=r.seconds,
             notes=r.notes,
             reason=r.reason,
+            memory_plan={"way": r.plan.way, "estimate_bytes": r.plan.bytes, "available_bytes": r.plan.available}
+            if r.plan
+            else None,
         )
     run.write(report)
 

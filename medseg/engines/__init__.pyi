@@ -2,8 +2,9 @@ from .cleanup import keep_largest_component, remove_small_components
 from .devices import DeviceNotFoundError
 from .evaluation import Comparison, Evaluation, compare, evaluate
 from .handlers import EpochSeeder, StopOnNonFiniteLoss, TrainingCheckpoint
+from .memory_plan import InsufficientMemoryError, MemoryPlan
 from .prediction import CaseResult, PredictionOptions, predict_cases
-from .predictor import InsufficientMemoryError, Prediction, Predictor
+from .predictor import Prediction, Predictor, PreparedCase
 from .training import TrainingProgress, train_bundle
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "EpochSeeder",
     "Evaluation",
     "InsufficientMemoryError",
+    "MemoryPlan",
     "Prediction",
     "PredictionOptions",
     "Predictor",
+    "PreparedCase",
     "StopOnNonFiniteLoss",
     "TrainingCheckpoint",
     "TrainingProgress",

@@ -2,6 +2,9 @@
 
 The mask is written last, so a mask on disk means that its case is complete. A JSON sidecar records what made it; with
 `resume` a case is skipped only when the same input, weights and settings would make the same mask again.
+
+While the network runs on one case, the next is read and preprocessed and the one before is cleaned and written, each in
+a thread of its own. At most three cases are in memory; large ones are not read ahead.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,10 +38,13 @@ from medseg.data import (
     write_probabilities,
 )
 from medseg.engines.cleanup import keep_largest_component, remove_small_components
-from medseg.engines.predictor import Prediction, Predictor
+from medseg.engines.memory_plan import MemoryPlan, available_memory
+from medseg.engines.predictor import Prediction, Predictor, PreparedCase
 from medseg.report import draw_preview, label_colour, label_statistics
 
 Status = Literal["ok", "failed", "skipped"]
+# Memory that reading and preprocessing take for each voxel at their peak: the array, its copies, resampling in float64.
+_BYTES_READING = 40
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class CaseResult:
         bad_input: it failed because of its input file.
         rows: label statistics, when asked for.
         details: traceback of a failure.
+        plan: how the case was mapped back and the memory that was planned for, if the network ran.
     """
 
     case: Case
@@ -91,6 +100,22 @@ class CaseResult:
     bad_input: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
     details: str = ""
+    plan: MemoryPlan | None = None
+
+
+@dataclass
+class _Ready:
+    """A case that was read and preprocessed, with what its outputs need."""
+
+    case: Case
+    names: OutputNames
+    fingerprint: dict[str, Any]
+    label_names: dict[int, str]
+    masks: list[Path]
+    volumes: list[Volume]
+    prepared: PreparedCase
+    seconds: float = 0.0
+    prediction: Prediction = field(init=False)
 
 
 def predict_cases(
@@ -100,6 +125,7 @@ def predict_cases(
     options: PredictionOptions | None = None,
     *,
     resume: bool = False,
+    on_windows: Callable[[Case, int, int], None] | None = None,
 ) -> Iterator[CaseResult]:
     """Predict cases one after the other.
 
@@ -109,20 +135,119 @@ def predict_cases(
         output: a mask file for a single case, else a folder (made when missing).
         options: what to write.
         resume: skip cases whose outputs are complete and would come out the same.
+        on_windows: told which case runs, how many of its windows are done and how many there are.
 
     Yields:
-        One result a case, in order; a case that fails leaves no file and does not stop the others.
+        One result a case, in order, once its files are written; a case that fails leaves no file and does not stop the
+        others.
     """
-    options = options or PredictionOptions()
-    for case in cases:
+    stages = _Stages(predictor, output, options or PredictionOptions(), resume, on_windows)
+    with ThreadPoolExecutor(1, "medseg-read") as reader, ThreadPoolExecutor(1, "medseg-write") as writer:
+        try:
+            yield from _overlapped(stages, cases, reader, writer)
+        finally:
+            # What is being written becomes whole; what has not begun is dropped.
+            reader.shutdown(wait=True, cancel_futures=True)
+            writer.shutdown(wait=True, cancel_futures=True)
+
+
+def _overlapped(
+    stages: _Stages, cases: Sequence[Case], reader: ThreadPoolExecutor, writer: ThreadPoolExecutor
+) -> Iterator[CaseResult]:
+    ahead: Future[_Ready | CaseResult] | None = None
+    writing: Future[CaseResult] | None = None
+    for index, case in enumerate(cases):
+        ready = ahead.result() if ahead is not None else stages.read(case)
+        following = cases[index + 1] if index + 1 < len(cases) else None
+        ahead = reader.submit(stages.read, following) if following and stages.may_read_ahead(ready) else None
+        done = stages.infer(ready) if isinstance(ready, _Ready) else ready
+        if writing is not None:
+            yield writing.result()
+            writing = None
+        if isinstance(done, CaseResult):
+            yield done
+        else:
+            writing = writer.submit(stages.write, done)
+    if writing is not None:
+        yield writing.result()
+
+
+class _Stages:
+    """The three steps of a case; each returns a failed result instead of raising."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        output: Path,
+        options: PredictionOptions,
+        resume: bool,
+        on_windows: Callable[[Case, int, int], None] | None,
+    ) -> None:
+        self.predictor = predictor
+        self.output = output
+        self.options = options
+        self.resume = resume
+        self.on_windows = on_windows
+
+    def may_read_ahead(self, current: _Ready | CaseResult) -> bool:
+        """The next case may be read while this one runs, supposing that it is about as large."""
+        if isinstance(current, CaseResult):
+            return True
+        voxels = current.volumes[0].array.size * len(current.volumes)
+        return _BYTES_READING * voxels < 0.1 * available_memory(self.predictor.max_memory)
+
+    def read(self, case: Case) -> _Ready | CaseResult:
+        """Read and preprocess, or find the case complete."""
         start = time.perf_counter()
         try:
-            result = _predict_case(predictor, case, name_outputs(case, output), options, resume)
+            ready = self._read(case)
         except Exception as error:  # one bad case, whatever is wrong with it, must not cost the user the others
-            result = CaseResult(case, "failed", reason=_reason(error), bad_input=isinstance(error, VolumeError))
-            result.details = traceback.format_exc()
-        result.seconds = time.perf_counter() - start
-        yield result
+            ready = _failed(case, error)
+        ready.seconds = time.perf_counter() - start
+        return ready
+
+    def _read(self, case: Case) -> _Ready | CaseResult:
+        names = name_outputs(case, self.output)
+        fingerprint = _fingerprint(self.predictor, case, self.options)
+        label_names = _chosen_names(self.predictor, self.options)
+        masks = [names.split(n) for n in label_names.values()] if self.options.split else [names.mask]
+        if self.resume and _is_complete(masks, names.sidecar, fingerprint):
+            return _resumed(self.predictor, case, names, masks, label_names, self.options)
+        volumes = read_case(case, len(self.predictor.bundle.input_channels))
+        return _Ready(case, names, fingerprint, label_names, masks, volumes, self.predictor.prepare(volumes))
+
+    def infer(self, ready: _Ready) -> _Ready | CaseResult:
+        """Run the network."""
+        start = time.perf_counter()
+        try:
+            ready.prediction = self.predictor.run(
+                ready.prepared,
+                probabilities=self.options.save_probabilities,
+                threshold=self.options.threshold,
+                on_windows=partial(self.on_windows, ready.case) if self.on_windows else None,
+            )
+        except Exception as error:  # as above
+            return _failed(ready.case, error, ready.seconds + time.perf_counter() - start)
+        # The preprocessed copy is not needed any more.
+        ready.prepared.data = None
+        ready.seconds += time.perf_counter() - start
+        return ready
+
+    def write(self, ready: _Ready) -> CaseResult:
+        """Clean, measure and write."""
+        start = time.perf_counter()
+        try:
+            result = _write_case(ready, self.predictor, self.options)
+        except Exception as error:  # as above
+            result = _failed(ready.case, error)
+        result.seconds = ready.seconds + time.perf_counter() - start
+        return result
+
+
+def _failed(case: Case, error: Exception, seconds: float = 0.0) -> CaseResult:
+    details = "".join(traceback.format_exception(error))
+    bad_input = isinstance(error, VolumeError)
+    return CaseResult(case, "failed", seconds=seconds, reason=_reason(error), bad_input=bad_input, details=details)
 
 
 def read_case(case: Case, channels: int) -> list[Volume]:
@@ -149,36 +274,27 @@ def read_case(case: Case, channels: int) -> list[Volume]:
     return volumes
 
 
-def _predict_case(
-    predictor: Predictor, case: Case, names: OutputNames, options: PredictionOptions, resume: bool
-) -> CaseResult:
-    fingerprint = _fingerprint(predictor, case, options)
-    label_names = _chosen_names(predictor, options)
-    masks = [names.split(n) for n in label_names.values()] if options.split else [names.mask]
-    if resume and _is_complete(masks, names.sidecar, fingerprint):
-        return _resumed(predictor, case, names, masks, label_names, options)
-    volumes = read_case(case, len(predictor.bundle.input_channels))
-    first = volumes[0]
-    prediction = predictor.predict(volumes, probabilities=options.save_probabilities, threshold=options.threshold)
+def _write_case(ready: _Ready, predictor: Predictor, options: PredictionOptions) -> CaseResult:
+    first, prediction, names = ready.volumes[0], ready.prediction, ready.names
     labels = _clean(prediction.labels, first, options)
-    notes = [*dict.fromkeys(n for v in volumes for n in v.notes), *prediction.notes]
-    result = CaseResult(case, "ok", notes=notes)
+    notes = [*dict.fromkeys(n for v in ready.volumes for n in v.notes), *prediction.notes]
+    result = CaseResult(ready.case, "ok", notes=notes, plan=prediction.plan)
     if options.statistics:
-        result.rows = _statistics(labels, first, label_names)
+        result.rows = _statistics(labels, first, ready.label_names)
     names.mask.parent.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     try:
-        for path in _write_companions(names, prediction, labels, first, label_names, options):
+        for path in _write_companions(names, prediction, labels, first, ready.label_names, options):
             written.append(path)
-        _write_json(names.sidecar, _sidecar(predictor, case, label_names, fingerprint, notes))
+        _write_json(names.sidecar, _sidecar(predictor, ready.case, ready.label_names, ready.fingerprint, notes))
         written.append(names.sidecar)
-        for path in _write_masks(masks, labels, first, label_names, options):
+        for path in _write_masks(ready.masks, labels, first, ready.label_names, options):
             written.append(path)
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
         raise
-    result.outputs = [*masks, *(path for path in written if path not in masks)]
+    result.outputs = [*ready.masks, *(path for path in written if path not in ready.masks)]
     return result
 
 

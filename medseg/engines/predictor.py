@@ -1,45 +1,48 @@
 """Run a bundle's network on volumes in memory and bring the answer back to the voxels of the input.
 
 The bundle says how: its preprocessing, inferer and postprocessing run as configured, except that this class reads and
-writes in place of `LoadImaged` and `SaveImaged`, because the stock ones lose parts of the header.
+writes in place of `LoadImaged` and `SaveImaged`, because the stock ones lose parts of the header, and that windows and
+the way back are streamed where that gives the same answer (see `medseg.engines.ways_back`).
 """
 
 from __future__ import annotations
 
-import copy
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import (
-    Activationsd,
-    AsDiscreted,
-    Compose,
-    Invertd,
-    LoadImaged,
-    SaveImaged,
-    Spacingd,
-)
+from monai.inferers import Inferer, SlidingWindowInferer, SlidingWindowInfererAdapt
+from monai.transforms import Compose, LoadImaged, SaveImaged, Spacingd
 
 from medseg.bundles import Bundle
 from medseg.data import Volume, check_same_grid
 from medseg.engines.config_errors import plain_config_errors
-from medseg.engines.devices import Precision, autocast, select_device, select_precision
-from medseg.inferers import MirrorInferer
+from medseg.engines.devices import select_device
+from medseg.engines.memory_plan import (
+    CaseSize,
+    MemoryPlan,
+    activation_bytes,
+    available_memory,
+    choose_plan,
+)
+from medseg.engines.ways_back import Ending, Task, Way, grid_of, map_back
+from medseg.inferers import (
+    Engine,
+    MirrorInferer,
+    Precision,
+    Slab,
+    StreamingSlidingWindowInferer,
+    select_backend,
+)
 
 Memory = Literal["auto", "normal", "low"]
-# Part of the free memory a plan may take; the rest is for the operating system and fragmentation.
-_HEADROOM = 0.8
-
-
-class InsufficientMemoryError(MemoryError):
-    """A volume needs more memory than there is; raised before the network runs."""
+# Voxels in one pass on a CPU, where larger batches take memory and gain no time.
+_CPU_BATCH_VOXELS = 2**18
 
 
 @dataclass
@@ -50,11 +53,26 @@ class Prediction:
         labels: label of every voxel of the input, shape (X, Y, Z), unsigned integers.
         probabilities: shape (C, X, Y, Z), float32, when asked for.
         notes: what a user should know, one sentence each.
+        plan: how it was mapped back and the memory that was planned for; None where the network did not run.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
+    plan: MemoryPlan | None = None
+
+
+@dataclass
+class PreparedCase:
+    """A case after the bundle's preprocessing, ready for the network.
+
+    Attributes:
+        channels: the volumes as read.
+        data: the preprocessed dictionary; None for a case without any contrast, which needs no network.
+    """
+
+    channels: Sequence[Volume]
+    data: dict[str, Any] | None
 
 
 class Predictor:
@@ -63,19 +81,24 @@ class Predictor:
     Args:
         bundle: a bundle, its name or its folder.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: `auto` (fp16 on CUDA, fp32 elsewhere), `fp32`, `fp16` or `bf16`.
+        engine: `auto` (OpenVINO on a CPU if it is installed and can convert the network, else PyTorch), `torch` or
+            `openvino`.
+        precision: `auto` (fp16 on CUDA, bf16 on a CPU that computes in it, else fp32), `fp32`, `fp16` or `bf16`.
         overlap: overlap of neighbouring windows in [0, 1), by default the bundle's.
         roi_size: window size in voxels of the network's grid, by default the bundle's.
         sw_batch_size: windows in one pass, by default the bundle's.
         tta: `auto` (as the bundle says), `none`, or `mirror` along the bundle's `mirror_axes`.
         memory: `normal` maps probabilities back to the input grid and takes the best class there; `low` takes the
-            best class on the network's grid and maps labels back by nearest neighbour, so that the probabilities
-            are neither activated nor mapped back; `auto` takes `low` where `normal` does not fit.
-        max_memory: bytes that may be used, by default 80 % of what is free.
+            best class on the network's grid and maps labels back by nearest neighbour; `auto` takes `low` where
+            `normal` does not fit.
+        max_memory: bytes that the whole process may take, by default its own and 80 % of what is free.
+        skip_empty: do not run windows without content (see `StreamingSlidingWindowInferer`), by default as the bundle
+            says.
 
     Raises:
         ValueError: an argument or the bundle is not usable.
         DeviceNotFoundError: the device is absent.
+        ModuleNotFoundError: the engine asked for is not installed.
 
     Example:
         >>> predictor = Predictor("hippocampus_segmentation", device="cpu")  # doctest: +SKIP
@@ -87,6 +110,7 @@ class Predictor:
         bundle: Bundle | str,
         *,
         device: str = "auto",
+        engine: Engine = "auto",
         precision: Precision = "auto",
         overlap: float | None = None,
         roi_size: Sequence[int] | None = None,
@@ -94,27 +118,36 @@ class Predictor:
         tta: Literal["auto", "none", "mirror"] = "auto",
         memory: Memory = "auto",
         max_memory: int | None = None,
+        skip_empty: bool | None = None,
     ) -> None:
         if memory not in ("auto", "normal", "low"):
             raise ValueError(f"memory must be auto, normal or low, got {memory!r}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.device, self.device_reason = select_device(device)
-        self.precision: Literal["fp32", "fp16", "bf16"] = select_precision(precision, self.device)
         self.memory: Memory = memory
         self.max_memory = max_memory
         parser = _read_config(self.bundle)
         with plain_config_errors():
-            self.network = _load_network(self.bundle, parser, self.device)
+            network = _load_network(self.bundle, parser, self.device)
             self.preprocessing = _without(parser.get_parsed_content("preprocessing"), LoadImaged)
-            self.postprocessing = _without(parser.get_parsed_content("postprocessing"), SaveImaged)
+            self.ending = Ending.of(_without(parser.get_parsed_content("postprocessing"), SaveImaged))
             inferer = parser.get_parsed_content("inferer")
-        self.inferer = _configure_inferer(inferer, parser.get("mirror_axes"), overlap, roi_size, sw_batch_size, tta)
+        self.inferer, self.mirror = _split_mirror(inferer, parser.get("mirror_axes"), tta)
+        _adjust_windows(self.inferer, overlap, roi_size, sw_batch_size, skip_empty)
+        if self.device.type == "cpu" and sw_batch_size is None:
+            _limit_batch(self.inferer)
+        window = self._window_shape()
+        self.backend = select_backend(network, window, device=self.device, engine=engine, precision=precision)
+        self.precision = self.backend.precision
+        self._activations = activation_bytes(network, window) if window else 0
         self.weights_sha256 = self.bundle.weights_sha256()
         self.settings = {
             "device": self.device.type,
+            "engine": self.backend.name,
             "precision": self.precision,
             "overlap": overlap,
             "roi_size": list(roi_size) if roi_size else None,
+            "skip_empty": skip_empty,
             "tta": tta,
             "memory": memory,
         }
@@ -137,6 +170,20 @@ class Predictor:
             ValueError: wrong number of channels, or channels on different grids.
             InsufficientMemoryError: the case does not fit; raised before the network runs.
         """
+        return self.run(self.prepare(channels), probabilities=probabilities, threshold=threshold)
+
+    def prepare(self, channels: Sequence[Volume]) -> PreparedCase:
+        """Check a case and run the bundle's preprocessing on it.
+
+        Safe to call from another thread while `run` is at work on an earlier case.
+
+        Args:
+            channels: one volume for each input channel of the network, all on one grid.
+
+        Raises:
+            ValueError: wrong number of channels, or channels on different grids.
+            InsufficientMemoryError: the case cannot fit in any way.
+        """
         expected = len(self.bundle.input_channels)
         if len(channels) != expected:
             names = ", ".join(self.bundle.input_channels.values())
@@ -145,42 +192,126 @@ class Predictor:
             )
         for other in channels[1:]:
             check_same_grid(channels[0], other)
+        if all(c.array.min() == c.array.max() for c in channels):
+            return PreparedCase(channels, None)
+        # Refused before it is even resampled.
+        self._choose_plan(channels[0], self._resampled_shape(channels[0]), ("low",), keep=False)
+        with torch.inference_mode():
+            data: Any = self.preprocessing({"image": _as_metatensor(channels)})
+        return PreparedCase(channels, data)
+
+    def run(
+        self,
+        case: PreparedCase,
+        *,
+        probabilities: bool = False,
+        threshold: float | None = None,
+        on_windows: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """Run the network on a prepared case.
+
+        Args:
+            case: what `prepare` returned.
+            probabilities: also return class probabilities on the input grid.
+            threshold: in (0, 1]; voxels whose best class is less probable than this become background.
+            on_windows: told how many windows are done and how many there are.
+
+        Returns:
+            Labels on the grid of the input, and what was noticed.
+
+        Raises:
+            InsufficientMemoryError: the case does not fit; raised before the network runs.
+        """
         if threshold is not None and not 0 < threshold <= 1:
             raise ValueError(f"threshold must be in (0, 1], got {threshold}")
-        first = channels[0]
-        if all(c.array.min() == c.array.max() for c in channels):
-            empty = np.zeros(first.array.shape, dtype=np.uint8)
-            zeros = np.zeros((self.num_classes, *empty.shape), dtype=np.float32) if probabilities else None
-            if zeros is not None:
-                zeros[0] = 1
-            return Prediction(empty, zeros, ["all voxels have the same value; nothing to find, the mask is empty"])
-        self._check_memory(first, lowest="low" if self.memory != "normal" and not probabilities else "normal")
+        if case.data is None:
+            return self._nothing(case.channels[0], probabilities)
         with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
-            return self._run(channels, probabilities or threshold is not None, threshold)
+            return self._infer(case.channels[0], case.data, probabilities, threshold, on_windows)
 
-    def _run(self, channels: Sequence[Volume], keep: bool, threshold: float | None) -> Prediction:
-        first, notes = channels[0], []
-        data: Any = self.preprocessing({"image": _as_metatensor(channels)})
-        plan = self._plan(first.array.size, int(np.prod(data["image"].shape[1:])), keep)
-        if plan == "low" and self.memory == "auto":
+    def _nothing(self, first: Volume, probabilities: bool) -> Prediction:
+        empty = np.zeros(first.array.shape, dtype=np.uint8)
+        zeros = np.zeros((self.num_classes, *empty.shape), dtype=np.float32) if probabilities else None
+        if zeros is not None:
+            zeros[0] = 1
+        return Prediction(empty, zeros, ["all voxels have the same value; nothing to find, the mask is empty"])
+
+    def _infer(
+        self,
+        first: Volume,
+        data: dict[str, Any],
+        keep: bool,
+        threshold: float | None,
+        on_windows: Callable[[int, int], None] | None,
+    ) -> Prediction:
+        image: MetaTensor = data["image"]
+        shape = tuple(image.shape[1:])
+        grid = grid_of(image, first.affine, first.array.shape, self.ending)
+        plan = self._choose_plan(first, shape, self._ways(grid is not None, keep, threshold), keep=keep)
+        notes = []
+        if plan.way == "low" and self.memory == "auto":
             notes.append("memory plan low: labels were mapped back by nearest neighbour (see --memory)")
-        image = data["image"].as_tensor()[None].to(self.device)
-        with autocast(self.device, self.precision):
-            logits = self.inferer(image, self.network)
-        data["pred"] = MetaTensor(logits[0].float().cpu())
-        probabilities = None
-        for transform in _low_memory(self.postprocessing) if plan == "low" else self.postprocessing.transforms:
-            data = transform(data)
-            if keep and isinstance(transform, Invertd):
-                probabilities = data["pred"].as_tensor().numpy().copy()
-        labels = self._checked_labels(data["pred"], first)
-        if keep and probabilities is None:
+        task = Task(data, self.ending, self._slab_axis(shape), self.num_classes, grid, keep, threshold)
+        slabs = self._slabs(image.as_tensor()[None].to(self.device), task.axis, on_windows)
+        mapped, kept = map_back(plan.way, slabs, task)
+        if keep and kept is None:
             raise ValueError(f"bundle {self.bundle.name}: probabilities need an Invertd in its postprocessing")
-        if threshold is not None and probabilities is not None:
-            labels[probabilities.max(axis=0) < threshold] = 0
+        labels = self._checked_labels(mapped, first)
         if not labels.any():
             notes.append("no label was found; the mask is empty")
-        return Prediction(labels, probabilities, notes)
+        return Prediction(labels, kept.numpy() if kept is not None else None, notes, plan)
+
+    def _slabs(self, image: torch.Tensor, axis: int, on_windows: Callable[[int, int], None] | None) -> Iterator[Slab]:
+        network = self.mirror.mirrored(self.backend) if self.mirror is not None else self.backend
+        if isinstance(self.inferer, StreamingSlidingWindowInferer):
+            yield from self.inferer.slabs(image, network, axis=axis, on_windows=on_windows)
+        else:
+            yield Slab(0, image.shape[axis + 2], self.inferer(image, network)[0].float())
+
+    def _ways(self, aligned: bool, keep: bool, threshold: float | None) -> tuple[Way, ...]:
+        """Ways back that this case allows, the preferred one first."""
+        if not self.ending.splits:
+            if self.memory == "low":
+                raise ValueError("memory plan low needs a postprocessing with Invertd and AsDiscreted(argmax=true)")
+            return ("whole",)
+        normal: Way = "streamed" if aligned else "classwise"
+        if keep or threshold is not None or self.memory == "normal":
+            return (normal,)
+        return ("low",) if self.memory == "low" else (normal, "low")
+
+    def _choose_plan(self, first: Volume, shape: tuple[int, ...], ways: Sequence[Way], *, keep: bool) -> MemoryPlan:
+        streaming = isinstance(self.inferer, StreamingSlidingWindowInferer)
+        size = CaseSize(
+            input_voxels=first.array.size,
+            network_shape=shape,
+            window=self.inferer.window(shape) if streaming else shape,
+            axis=self._slab_axis(shape),
+            batch_size=self.inferer.sw_batch_size if streaming else 1,
+            channels=len(self.bundle.input_channels),
+            num_classes=self.num_classes,
+            activations=self._activations,
+        )
+        return choose_plan(size, ways, available_memory(self.max_memory), keep=keep)
+
+    def _slab_axis(self, shape: tuple[int, ...]) -> int:
+        return self.inferer.slab_axis(shape) if isinstance(self.inferer, StreamingSlidingWindowInferer) else 0
+
+    def _window_shape(self) -> tuple[int, ...] | None:
+        """Shape of a window without the batch, where it does not depend on the volume."""
+        roi = self.inferer.roi_size if isinstance(self.inferer, StreamingSlidingWindowInferer) else None
+        if roi is None or isinstance(roi, int) or any(r is None or r <= 0 for r in roi):
+            return None
+        return (len(self.bundle.input_channels), *roi)
+
+    def _resampled_shape(self, volume: Volume) -> tuple[int, ...]:
+        """About the shape on the network's grid, before the preprocessing has run."""
+        spacing = next((t for t in self.preprocessing.transforms if isinstance(t, Spacingd)), None)
+        if spacing is None:
+            return volume.array.shape
+        wanted = np.resize(np.asarray(spacing.spacing_transform.pixdim, dtype=float), 3)
+        # Orientation may swap axes; the product is what counts.
+        scale = np.cbrt(np.prod(np.asarray(volume.spacing) / wanted))
+        return tuple(max(round(n * scale), 1) for n in volume.array.shape)
 
     def _checked_labels(self, pred: torch.Tensor, like: Volume) -> np.ndarray:
         if tuple(pred.shape) != (1, *like.array.shape):
@@ -190,42 +321,6 @@ class Predictor:
             )
         values = pred[0].cpu().numpy()
         return values.astype(np.min_scalar_type(max(self.num_classes - 1, 1)))
-
-    def _plan(self, input_voxels: int, network_voxels: int, keep: bool) -> Literal["normal", "low"]:
-        """Choose how to map back, now that the size on the network's grid is known; refuse what does not fit."""
-        available = self._available()
-        normal = 4 * (self.num_classes * (2 * network_voxels + input_voxels) + 4 * network_voxels)
-        low = 4 * ((self.num_classes + 4) * network_voxels + 2 * input_voxels)
-        if self.memory == "normal" or keep:
-            plan: Literal["normal", "low"] = "normal"
-        elif self.memory == "low":
-            plan = "low"
-        else:
-            plan = "normal" if normal <= available else "low"
-        needed = normal if plan == "normal" else low
-        if needed > available:
-            raise InsufficientMemoryError(_memory_text(needed, available, plan))
-        return plan
-
-    def _check_memory(self, volume: Volume, lowest: Literal["normal", "low"]) -> None:
-        """Refuse a hopeless volume before it is even resampled."""
-        spacing = next((t for t in self.preprocessing.transforms if isinstance(t, Spacingd)), None)
-        voxels = float(volume.array.size)
-        if spacing is not None:
-            wanted = np.asarray(spacing.spacing_transform.pixdim, dtype=float)
-            voxels *= float(np.prod(np.asarray(volume.spacing) / np.resize(wanted, 3)))
-        classes = self.num_classes if lowest == "low" else 3 * self.num_classes
-        needed, available = int(4 * voxels * (classes + 2)), self._available()
-        if needed > available:
-            raise InsufficientMemoryError(_memory_text(needed, available, lowest))
-
-    def _available(self) -> int:
-        return self.max_memory or int(psutil.virtual_memory().available * _HEADROOM)
-
-
-def _memory_text(needed: int, available: int, plan: str) -> str:
-    help_text = "use --memory low" if plan == "normal" else "crop or downsample the volume, or use a larger machine"
-    return f"needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB may be used; {help_text}"
 
 
 def _read_config(bundle: Bundle) -> ConfigParser:
@@ -246,40 +341,53 @@ def _load_network(bundle: Bundle, parser: ConfigParser, device: torch.device) ->
             f"bundle {bundle.name}: {bundle.weights_path} cannot be loaded into its network ({first_line}); run "
             "'medseg bundle check' on it, or train it with 'medseg train'"
         ) from error
-    layout = torch.channels_last_3d if any(p.dim() == 5 for p in network.parameters()) else torch.channels_last
-    return network.to(device=device, memory_format=layout).eval()
+    return network.to(device).eval()
 
 
 def _without(chain: Compose, kind: type) -> Compose:
     return Compose([t for t in chain.flatten().transforms if not isinstance(t, kind)])
 
 
-def _configure_inferer(
-    inferer: Callable[..., torch.Tensor],
-    mirror_axes: Sequence[int] | None,
+def _split_mirror(
+    inferer: Inferer, mirror_axes: Sequence[int] | None, tta: str
+) -> tuple[Inferer, MirrorInferer | None]:
+    """The inferer that moves the windows, streaming where it can, and the mirroring inside a window."""
+    if tta not in ("auto", "none", "mirror"):
+        raise ValueError(f"tta must be auto, none or mirror, got {tta!r}")
+    mirror = inferer if isinstance(inferer, MirrorInferer) else None
+    inner = mirror.inferer if mirror is not None else inferer
+    if type(inner) in (SlidingWindowInferer, SlidingWindowInfererAdapt) and not inner.with_coord:
+        inner = StreamingSlidingWindowInferer.from_monai(inner)
+    if tta == "mirror" and mirror is None:
+        if not mirror_axes:
+            raise ValueError("tta 'mirror': the bundle names no mirror_axes that its network was trained for; use none")
+        mirror = MirrorInferer(inner, mirror_axes)
+    return inner, None if tta == "none" else mirror
+
+
+def _adjust_windows(
+    inferer: Inferer,
     overlap: float | None,
     roi_size: Sequence[int] | None,
     sw_batch_size: int | None,
-    tta: str,
-) -> Callable[..., torch.Tensor]:
-    if tta not in ("auto", "none", "mirror"):
-        raise ValueError(f"tta must be auto, none or mirror, got {tta!r}")
+    skip_empty: bool | None,
+) -> None:
     if overlap is not None and not 0 <= overlap < 1:
         raise ValueError(f"overlap must be in [0, 1), got {overlap}")
-    inner = inferer.inferer if isinstance(inferer, MirrorInferer) else inferer
-    for name, value in (("overlap", overlap), ("roi_size", roi_size), ("sw_batch_size", sw_batch_size)):
+    given = {"overlap": overlap, "roi_size": roi_size, "sw_batch_size": sw_batch_size, "skip_empty": skip_empty}
+    for name, value in given.items():
         if value is None:
             continue
-        if not hasattr(inner, name):
-            raise ValueError(f"{name} was given, but the bundle's inferer {type(inner).__name__} has no such setting")
-        setattr(inner, name, tuple(value) if name == "roi_size" else value)  # type: ignore[arg-type]
-    if tta == "none":
-        return inner
-    if tta == "mirror" and inner is inferer:
-        if not mirror_axes:
-            raise ValueError("tta 'mirror': the bundle names no mirror_axes that its network was trained for; use none")
-        return MirrorInferer(inner, mirror_axes)  # type: ignore[arg-type]
-    return inferer
+        if not hasattr(inferer, name):
+            raise ValueError(f"{name} was given, but the bundle's inferer {type(inferer).__name__} has no such setting")
+        setattr(inferer, name, tuple(roi_size) if name == "roi_size" and roi_size else value)
+
+
+def _limit_batch(inferer: Inferer) -> None:
+    roi = getattr(inferer, "roi_size", None)
+    if isinstance(inferer, StreamingSlidingWindowInferer) and roi is not None and not isinstance(roi, int):
+        voxels = int(np.prod([max(r or 1, 1) for r in roi]))
+        inferer.sw_batch_size = min(inferer.sw_batch_size, max(_CPU_BATCH_VOXELS // voxels, 1))
 
 
 def _as_metatensor(channels: Sequence[Volume]) -> MetaTensor:
@@ -293,16 +401,3 @@ def _as_metatensor(channels: Sequence[Volume]) -> MetaTensor:
         "filename_or_obj": str(first.path),
     }
     return MetaTensor(array, affine=affine, meta=meta)
-
-
-def _low_memory(postprocessing: Compose) -> list[Callable[[dict], dict]]:
-    """Take the best class first and map back labels: softmax does not change which class is best."""
-    transforms = list(postprocessing.transforms)
-    invert = next((t for t in transforms if isinstance(t, Invertd)), None)
-    discrete = next((t for t in transforms if isinstance(t, AsDiscreted)), None)
-    if invert is None or discrete is None or not all(discrete.argmax):
-        raise ValueError("memory plan low needs a postprocessing with Invertd and AsDiscreted(argmax=true)")
-    nearest = copy.copy(invert)
-    nearest.nearest_interp = tuple(True for _ in invert.keys)
-    rest = [t for t in transforms if t is not invert and t is not discrete and not isinstance(t, Activationsd)]
-    return [discrete, nearest, *rest]

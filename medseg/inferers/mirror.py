@@ -62,13 +62,24 @@ class MirrorInferer(Inferer):
         spatial_dims = inputs.dim() - 2
         if max(self.axes) >= spatial_dims:
             raise ValueError(f"axes {list(self.axes)} do not fit an input with {spatial_dims} spatial dimensions")
+        return self.inferer(inputs, self.mirrored(network), *args, **kwargs)
+
+    def mirrored(self, network: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """Wrap a network so that it averages its answers over the mirror images of a window.
+
+        Args:
+            network: takes (B, C, spatial...) and returns (B, K, spatial...).
+
+        Returns:
+            A callable with the same shapes.
+        """
         dims = [a + 2 for a in self.axes]
         flips = [c for n in range(1, len(dims) + 1) for c in combinations(dims, n)]
 
-        def mirrored(window: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def average(window: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             total = network(window, *args, **kwargs)
             for flip in flips:
                 total = total + network(window.flip(flip), *args, **kwargs).flip(flip)
             return total / (len(flips) + 1)
 
-        return self.inferer(inputs, mirrored, *args, **kwargs)
+        return average

@@ -16,7 +16,7 @@ from medseg.data.atomic import atomic_path
 from medseg.report.statistics import finite
 
 Status = Literal["ok", "failed", "skipped"]
-PACKAGES = ("medseg", "torch", "monai", "numpy", "nibabel", "scikit-image")
+PACKAGES = ("medseg", "torch", "monai", "openvino", "numpy", "nibabel", "scikit-image")
 
 
 class RunReport:
@@ -27,6 +27,7 @@ class RunReport:
         bundle_version: its version.
         weights_sha256: digest of its weights.
         device: where the network ran, such as `"cpu"` or `"cuda:0"`.
+        engine: what ran the network, such as `"torch"`.
         precision: the arithmetic used, such as `"fp32"`.
         options: every other choice that can change the result.
 
@@ -44,6 +45,7 @@ class RunReport:
         bundle_version: str | None = None,
         weights_sha256: str | None = None,
         device: str | None = None,
+        engine: str | None = None,
         precision: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -51,6 +53,7 @@ class RunReport:
         self.bundle_version = bundle_version
         self.weights_sha256 = weights_sha256
         self.device = device
+        self.engine = engine
         self.precision = precision
         self.options = dict(options or {})
         self.cases: list[dict[str, Any]] = []
@@ -66,6 +69,7 @@ class RunReport:
         seconds: float | None = None,
         notes: Sequence[str] = (),
         reason: str | None = None,
+        memory_plan: Mapping[str, Any] | None = None,
     ) -> None:
         """Add how one case went.
 
@@ -76,6 +80,7 @@ class RunReport:
             seconds: wall time of the case.
             notes: warnings and remarks a reader should know.
             reason: why it failed or was skipped; needed for these.
+            memory_plan: the way the labels took back to the input grid, and the memory it was expected to need.
 
         Raises:
             ValueError: another status, or a failed or skipped case without a reason.
@@ -92,6 +97,7 @@ class RunReport:
                 "seconds": None if seconds is None else round(float(seconds), 3),
                 "notes": [str(n) for n in notes],
                 "reason": reason,
+                "memory_plan": dict(memory_plan) if memory_plan else None,
             }
         )
 
@@ -106,6 +112,7 @@ class RunReport:
             },
             "bundle": {"name": self.bundle, "version": self.bundle_version, "weights_sha256": self.weights_sha256},
             "device": self.device,
+            "engine": self.engine,
             "precision": self.precision,
             "command": [str(a) for a in sys.argv],
             "options": {key: self.options[key] for key in sorted(self.options)},

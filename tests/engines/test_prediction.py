@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import nibabel as nib
@@ -173,3 +174,67 @@ def test_a_case_whose_mask_cannot_be_written_leaves_nothing_behind(predictor, sc
     assert [r.reason for r in results] == ["No space left on device"] * 3
     assert not any(r.bad_input for r in results)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_next_case_is_read_while_the_network_runs(predictor, scans, tmp_path, monkeypatch):
+    read_next, seen = threading.Event(), []
+    prepare, run = Predictor.prepare, Predictor.run
+
+    def note_reading(self, channels):
+        seen.append((channels[0].path.name, threading.current_thread() is threading.main_thread()))
+        if channels[0].path.name == "case1.nii.gz":
+            read_next.set()
+        return prepare(self, channels)
+
+    def wait_for_reading(self, case, **keywords):
+        assert read_next.wait(timeout=60), "case1 was not read while case0 was in the network"
+        return run(self, case, **keywords)
+
+    monkeypatch.setattr(Predictor, "prepare", note_reading)
+    monkeypatch.setattr(Predictor, "run", wait_for_reading)
+    results = _run(predictor, scans, tmp_path / "out")
+    assert [r.status for r in results] == ["ok"] * 3
+    assert seen == [("case0.nii.gz", True), ("case1.nii.gz", False), ("case2.nii.gz", False)]
+
+
+def test_large_cases_are_not_read_ahead(predictor, scans, tmp_path, monkeypatch):
+    monkeypatch.setattr("medseg.engines.prediction.available_memory", lambda limit: 1000)
+    threads = []
+    prepare = Predictor.prepare
+    monkeypatch.setattr(
+        Predictor, "prepare", lambda self, c: threads.append(threading.current_thread()) or prepare(self, c)
+    )
+    assert [r.status for r in _run(predictor, scans, tmp_path / "out")] == ["ok"] * 3
+    assert set(threads) == {threading.main_thread()}
+
+
+def test_results_come_in_order_and_only_once_their_files_are_there(predictor, scans, tmp_path, monkeypatch):
+    (scans / "case1.nii.gz").write_bytes(b"not an image")
+    finished = []
+    for result in predict_cases(predictor, find_cases([scans]), tmp_path / "out"):
+        finished.append(result.case.case_id)
+        assert all(path.is_file() for path in result.outputs)
+    assert finished == ["case0", "case1", "case2"]
+
+
+def test_stopping_early_leaves_only_whole_files(predictor, scans, tmp_path):
+    results = predict_cases(predictor, find_cases([scans]), tmp_path / "out")
+    next(results)
+    results.close()
+    assert not list((tmp_path / "out").glob("*part*"))
+    for mask in (tmp_path / "out").glob("*.nii.gz"):
+        assert read_mask(mask).array.any()
+    rest = _run(predictor, scans, tmp_path / "out", resume=True)
+    assert rest[0].status == "skipped"
+    assert all(r.status in ("ok", "skipped") for r in rest)
+
+
+def test_windows_are_reported_with_their_case(predictor, scans, tmp_path):
+    seen = {}
+
+    def note(case, done, total):
+        seen[case.case_id] = (done, total)
+
+    _run(predictor, scans, tmp_path / "out", on_windows=note)
+    assert sorted(seen) == ["case0", "case1", "case2"]
+    assert all(done == total > 0 for done, total in seen.values())

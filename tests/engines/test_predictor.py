@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -99,24 +101,129 @@ def test_channels_on_different_grids_are_refused(tmp_path, phantom):
         predictor.predict([volume, moved])
 
 
-def test_too_large_is_refused_before_the_network_runs(bundle, phantom, monkeypatch):
+@pytest.fixture
+def free_memory(monkeypatch) -> Callable[[int], None]:
+    """Set how many bytes a run may take."""
+
+    def set_to(count: int) -> None:
+        monkeypatch.setattr("medseg.engines.predictor.available_memory", lambda limit: count)
+
+    return set_to
+
+
+def test_too_large_is_refused_before_the_network_runs(bundle, phantom, monkeypatch, free_memory):
     volume, _ = phantom
-    predictor = Predictor(str(bundle), device="cpu", memory="normal", max_memory=400_000)
-    monkeypatch.setattr(predictor, "network", None)
+    free_memory(1000)
+    predictor = Predictor(str(bundle), device="cpu")
+    monkeypatch.setattr(predictor, "backend", None)
+    with pytest.raises(InsufficientMemoryError, match="a smaller --roi-size, crop or downsample"):
+        predictor.predict([volume])
+
+
+def test_a_refusal_names_the_option_that_helps(bundle, phantom, free_memory):
+    volume, _ = phantom
+    prepared = Predictor(str(bundle), device="cpu").prepare([volume])
+    free_memory(1000)
     with pytest.raises(InsufficientMemoryError, match="use --memory low"):
-        predictor.predict([volume])
-    predictor = Predictor(str(bundle), device="cpu", memory="low", max_memory=1000)
-    with pytest.raises(InsufficientMemoryError, match="crop or downsample"):
-        predictor.predict([volume])
+        Predictor(str(bundle), device="cpu", memory="normal").run(prepared)
+    with pytest.raises(InsufficientMemoryError, match="leave out --save-probabilities"):
+        Predictor(str(bundle), device="cpu").run(prepared, probabilities=True)
 
 
-def test_auto_takes_the_low_plan_where_the_normal_one_does_not_fit(bundle, phantom):
+def test_the_budget_of_the_process_counts_what_it_holds_already(bundle, phantom):
     volume, _ = phantom
-    prediction = Predictor(str(bundle), device="cpu", max_memory=550_000).predict([volume])
+    with pytest.raises(InsufficientMemoryError, match="allow more with --max-memory"):
+        Predictor(str(bundle), device="cpu", max_memory=50_000_000).predict([volume])
+
+
+def test_auto_takes_the_low_plan_where_the_normal_one_does_not_fit(phantom, tmp_path, free_memory):
+    volume, _ = phantom
+    sheared = _sheared(volume)
+    predictor = Predictor(str(make_tiny_bundle(tmp_path / "many", labels=[f"c{i}" for i in range(40)])), device="cpu")
+    roomy = predictor.predict([sheared]).plan
+    assert roomy.way == "classwise"
+    free_memory(roomy.bytes - 1)
+    prediction = predictor.predict([sheared])
+    assert prediction.plan.way == "low"
     assert any("memory plan low" in n for n in prediction.notes)
-    assert np.array_equal(
-        prediction.labels, Predictor(str(bundle), device="cpu", memory="low").predict([volume]).labels
+
+
+def _sheared(volume: Volume) -> Volume:
+    affine = volume.affine.copy()
+    affine[:3, 1] += 0.2 * affine[:3, 0]
+    return replace(volume, affine=affine)
+
+
+def _with_config(folder: Path, change: Callable[[dict], None]) -> str:
+    path = folder / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    return str(folder)
+
+
+def _spell_out_whole(config: dict) -> None:
+    """Put a do-nothing transform where it keeps the classes from being mapped singly."""
+    config["postprocessing"]["transforms"].insert(1, {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x"})
+
+
+def _crop(config: dict) -> None:
+    config["preprocessing"]["transforms"].insert(
+        3, {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "shear", "way"),
+    [
+        (None, False, "streamed"),
+        (None, True, "classwise"),
+        (_crop, False, "classwise"),
+        (_spell_out_whole, False, "whole"),
+    ],
+)
+def test_every_way_back_gives_the_labels_and_probabilities_of_the_whole_way(tmp_path, phantom, change, shear, way):
+    volume, _ = phantom
+    volume = _sheared(volume) if shear else volume
+    folder = make_tiny_bundle(tmp_path / "tiny")
+    if change is not None:
+        _with_config(folder, change)
+    got = Predictor(str(folder), device="cpu").predict([volume], probabilities=True)
+    assert got.plan.way == way
+    if change is not _spell_out_whole:
+        _with_config(folder, _spell_out_whole)
+    expected = Predictor(str(folder), device="cpu").predict([volume], probabilities=True)
+    assert expected.plan.way == "whole"
+    assert np.allclose(got.probabilities, expected.probabilities, atol=1e-4)
+    assert np.array_equal(got.labels, got.probabilities.argmax(axis=0))
+    assert (got.labels != expected.labels).mean() < 1e-3
+
+
+def test_what_follows_on_the_label_map_runs_in_every_way(tmp_path, phantom):
+    volume, _ = phantom
+    cleaning = {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": [2]}
+    folder = make_tiny_bundle(tmp_path / "tiny")
+    _with_config(folder, lambda config: config["postprocessing"]["transforms"].insert(3, cleaning))
+    for memory in ("normal", "low"):
+        labels = Predictor(str(folder), device="cpu", memory=memory).predict([volume]).labels
+        assert np.unique(labels).tolist() == [0, 2]
+
+
+def test_windows_of_air_are_skipped_on_request(bundle, phantom):
+    volume, _ = phantom
+    array = np.zeros((60, 24, 18), dtype=np.float32)
+    array[:20] = volume.array
+    padded = replace(volume, array=array)
+    predictor = Predictor(str(bundle), device="cpu", skip_empty=True)
+    plain = Predictor(str(bundle), device="cpu").predict([padded])
+    ran = []
+    backend, predictor.backend = predictor.backend, lambda x: ran.append(len(x)) or backend(x)
+    skipped = predictor.predict([padded])
+    seen = []
+    predictor.run(predictor.prepare([padded]), on_windows=lambda done, total: seen.append(total))
+    assert 0 < sum(ran) < seen[0] + sum(ran)
+    assert (skipped.labels[20:] == 0).all()
+    assert (skipped.labels[:18] == plain.labels[:18]).mean() > 0.99
 
 
 @pytest.mark.parametrize(
@@ -149,7 +256,7 @@ def test_mirroring_uses_the_axes_of_the_bundle(tmp_path, phantom):
     config["mirror_axes"] = [0]
     path.write_text(json.dumps(config))
     mirrored = Predictor(str(folder), device="cpu", tta="mirror")
-    assert mirrored.inferer.axes == (0,)
+    assert mirrored.mirror.axes == (0,)
     # A 1 x 1 x 1 convolution commutes with mirroring.
     assert np.array_equal(
         mirrored.predict([volume]).labels, Predictor(str(folder), device="cpu").predict([volume]).labels

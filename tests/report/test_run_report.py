@@ -35,7 +35,7 @@ def test_totals_count_cases_by_status():
 def test_the_written_report_is_valid_json_with_keys_in_a_fixed_order(tmp_path):
     content = json.loads(make_report().write(tmp_path / "new" / "run.json").read_text())
     assert list(content) == [
-        "software", "bundle", "device", "precision", "command", "options", "started", "cases", "totals",
+        "software", "bundle", "device", "engine", "precision", "command", "options", "started", "cases", "totals",
     ]  # fmt: skip
     assert list(content["options"]) == ["a", "b", "overlap"]
     assert content["options"]["overlap"] == 0.5
