@@ -42,12 +42,34 @@ def test_devices_are_listed_when_asked():
     assert facts["devices"][0]["device"] == "cpu"
 
 
+def test_engines_and_the_cache_are_listed_with_the_devices(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "networks").mkdir(parents=True)
+    (tmp_path / "cache" / "networks" / "model.bin").write_bytes(bytes(3_000_000))
+    facts = json.loads(CliRunner().invoke(app, ["info", "--json", "--devices"]).stdout)
+    assert facts["cache"] == {"path": str(tmp_path / "cache"), "bytes": 3_000_000}
+    engines = {e["engine"]: e for e in facts["engines"]}
+    assert engines["torch"]["version"] == version("torch")
+    assert engines["openvino"]["version"] == version("openvino")
+    assert "FP32" in engines["openvino"]["units"]
+    lines = CliRunner().invoke(app, ["info", "--devices"]).stdout.splitlines()
+    assert f"  {tmp_path / 'cache'}: 3.0 MB" in lines
+
+
+def test_an_engine_that_cannot_be_imported_is_named_with_the_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    facts = json.loads(CliRunner().invoke(app, ["info", "--json", "--devices"]).stdout)
+    assert facts["engines"][1]["version"] == "not usable"
+    assert "openvino" in facts["engines"][1]["units"]
+
+
 def test_info_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['medseg', 'info', '--json']\n"
         "from medseg.cli import main\n"
         "try:\n    main()\n"
-        "finally:\n    print(sorted({'torch', 'monai', 'numpy', 'nibabel'} & set(sys.modules)), file=sys.stderr)"
+        "finally:\n    heavy = {'torch', 'monai', 'numpy', 'nibabel', 'openvino'} & set(sys.modules)\n"
+        "    print(sorted(heavy), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0
