@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -183,8 +182,19 @@ def select_backend(
     if engine not in ("auto", "torch", "openvino"):
         raise ValueError(f"engine must be auto, torch or openvino, got {engine!r}")
     torch_precision = select_precision(precision, device)
-    if not _wants_openvino(engine, device):
+    if engine == "openvino" and device.type != "cpu":
+        raise ValueError(f"engine openvino runs on the CPU, but the device is {device}; use engine auto or torch there")
+    if engine == "torch" or device.type != "cpu":
         return TorchBackend(network, device, torch_precision)
+    try:
+        import openvino  # noqa: F401
+    except ImportError as error:
+        if engine == "openvino":
+            raise ModuleNotFoundError(
+                f"engine openvino cannot be imported ({error}); pip install openvino, or use engine torch"
+            ) from error
+        note = "OpenVINO cannot be imported, so PyTorch runs the network, more slowly; pip install openvino"
+        return TorchBackend(network, device, torch_precision, (note,))
     from medseg.inferers.openvino_backend import OpenVINOBackend, has_bf16_units
 
     if precision == "bf16" and not has_bf16_units():
@@ -196,18 +206,4 @@ def select_backend(
         note = "precision bf16 was asked for, but this processor has no bf16 units: it is emulated, slower than fp32"
         return TorchBackend(network, device, "bf16", (note,))
     wanted: UsedPrecision = "bf16" if precision == "auto" and has_bf16_units() else torch_precision
-    network = network.to(device).eval()
-    fallback = TorchBackend(network, device, torch_precision)
-    return cast("Backend", OpenVINOBackend(network, wanted, window_shape, fallback))
-
-
-def _wants_openvino(engine: Engine, device: torch.device) -> bool:
-    if engine == "torch":
-        return False
-    if engine == "auto":
-        return device.type == "cpu" and find_spec("openvino") is not None
-    if device.type != "cpu":
-        raise ValueError(f"engine openvino runs on the CPU, but the device is {device}; use engine auto or torch there")
-    if find_spec("openvino") is None:
-        raise ModuleNotFoundError("engine openvino is not installed; pip install openvino, or use engine torch")
-    return True
+    return OpenVINOBackend(TorchBackend(network, device, torch_precision), wanted, window_shape)

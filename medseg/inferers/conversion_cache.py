@@ -1,7 +1,7 @@
 """Converted networks kept on disk, so that a network is converted once and not once a run.
 
-    <cache folder>/<key>/manifest.json    sizes and SHA-256 of the other files
-    <cache folder>/<key>/model.xml, model.bin
+    <cache folder>/networks/<key>/manifest.json    sizes and SHA-256 of the other files
+    <cache folder>/networks/<key>/model.xml, model.bin
 
 The folder is the user's cache folder, or `MEDSEG_CACHE` where that variable is set. The key is a hash of all that the
 conversion depends on (`network_key`), so an entry never has to be updated, only made. An entry is written to a
@@ -33,7 +33,7 @@ _ABANDONED_SECONDS = 24 * 3600
 
 
 def cache_folder() -> Path:
-    """Folder of converted networks; it need not exist.
+    """Folder of what can be made again; it need not exist.
 
     Returns:
         The folder that the environment variable `MEDSEG_CACHE` names, or `medseg` in the user's cache folder.
@@ -123,7 +123,7 @@ class ConversionCache:
     """Entries of files under a key.
 
     Args:
-        root: folder of the entries, by default `cache_folder()`. It is made when the first entry is written.
+        root: folder of the entries, by default `networks` in `cache_folder()`. It is made with the first entry.
 
     Example:
         >>> import tempfile
@@ -134,7 +134,7 @@ class ConversionCache:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or cache_folder()
+        self.root = root or cache_folder() / "networks"
 
     def get(self, key: str) -> Path | None:
         """Find a whole entry; a damaged one is removed.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from medseg.inferers.backends import TorchBackend, UsedPrecision
 from medseg.inferers.conversion_cache import ConversionCache, network_key
@@ -56,6 +55,8 @@ class OpenVINOModel:
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # A mapped file that is cut or, on a network drive, removed would end the process with a bus error.
+            "ENABLE_MMAP": False,
         }
         compiled = _core().compile_model(str(folder / "model.xml"), "CPU", settings)
         self._request = compiled.create_infer_request()
@@ -81,25 +82,28 @@ class OpenVINOBackend:
     Call it from one thread at a time: all calls share one inference request.
 
     Args:
-        network: a network on the CPU in evaluation.
+        fallback: holds the network, on the CPU; runs it where the conversion fails, and windows of any other shape.
         precision: `fp32` or `bf16`.
         window_shape: (C, spatial...), or None to take the shape of the first call.
-        fallback: runs where the conversion fails, and windows of any other shape.
         cache: where converted networks are kept.
+
+    Example:
+        >>> backend = OpenVINOBackend(TorchBackend(torch.nn.Conv2d(1, 3, 1)), "fp32", (1, 8, 8))  # doctest: +SKIP
+        >>> backend(torch.zeros(2, 1, 8, 8)).shape  # doctest: +SKIP
+        torch.Size([2, 3, 8, 8])
     """
 
     def __init__(
         self,
-        network: nn.Module,
-        precision: UsedPrecision,
-        window_shape: Sequence[int] | None,
         fallback: TorchBackend,
+        precision: UsedPrecision = "fp32",
+        window_shape: Sequence[int] | None = None,
         cache: ConversionCache | None = None,
     ) -> None:
         self.name = "openvino"
         self.precision: UsedPrecision = precision
         self.notes: tuple[str, ...] = ()
-        self._network = network
+        self._network = fallback.network
         self._fallback = fallback
         self._cache = cache or ConversionCache()
         self._shape: tuple[int, ...] | None = None
@@ -134,20 +138,13 @@ class OpenVINOBackend:
         self.notes += (f"OpenVINO cannot run the network, PyTorch does, more slowly: {reason}",)
 
     def _load(self, shape: tuple[int, ...], precision: UsedPrecision) -> OpenVINOModel:
-        import openvino
-
-        versions = {"torch": torch.__version__, "openvino": openvino.__version__, "conversion": CONVERSION_VERSION}
-        key = network_key(self._network, shape, precision=precision, **versions)
-        entry = self._cache.get(key)
-        if entry is not None:
-            return OpenVINOModel(entry, precision)
-
         def write(folder: Path) -> None:
             self._convert(shape, folder)
             self._check(shape, OpenVINOModel(folder, precision), precision)
 
+        key = self._key(shape, precision)
         try:
-            return OpenVINOModel(self._cache.put(key, write), precision)
+            return OpenVINOModel(self._cache.get(key) or self._cache.put(key, write), precision)
         except OSError as error:
             self.notes += (
                 f"the converted network is not kept, so every run converts it again: {self._cache.root} cannot be "
@@ -157,17 +154,25 @@ class OpenVINOBackend:
             write(Path(folder))
             return OpenVINOModel(Path(folder), precision)
 
+    def _key(self, shape: tuple[int, ...], precision: UsedPrecision) -> str:
+        import openvino
+
+        versions = {"torch": torch.__version__, "openvino": openvino.__version__, "conversion": CONVERSION_VERSION}
+        return network_key(self._network, shape, precision=precision, **versions)
+
     def _convert(self, shape: tuple[int, ...], folder: Path) -> None:
         try:
             convert(self._network, shape, folder)
         # PyTorch and OpenVINO raise many unrelated classes here, and any of them means the same: use PyTorch.
         except Exception as error:
-            raise ConversionError(f"the conversion failed ({_first_line(error)})") from error
+            raise ConversionError(f"the conversion failed ({_reason(error)})") from error
 
     def _check(self, shape: tuple[int, ...], model: OpenVINOModel, precision: UsedPrecision) -> None:
         example = example_window(shape)
         with torch.no_grad():
             wanted = self._network(example)
+        if not isinstance(wanted, torch.Tensor):
+            raise ConversionError(f"it returns a {type(wanted).__name__}, not one tensor")
         difference = (_probabilities(model(example)) - _probabilities(wanted)).abs()
         if precision == "fp32" and not difference.max() <= _MAX_DIFFERENCE_FP32:
             raise ConversionError(f"the converted network's probabilities differ by up to {difference.max():.1e}")
@@ -180,6 +185,9 @@ def _probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:160] if lines else 'no message'}"
+def _reason(error: Exception) -> str:
+    """Line of an error that says most: OpenVINO's messages begin with places in its sources."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("Check ", "Exception ", "FrontEnd API"))]
+    line = next((line for line in telling if "No conversion rule" in line), telling[0] if telling else "no message")
+    return f"{type(error).__name__}: {line[:160]}"

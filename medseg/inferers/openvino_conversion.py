@@ -20,7 +20,8 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def convert(network: nn.Module, window_shape: Sequence[int], folder: Path) -> No
 
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         example = example_window(window_shape)
-        prepared = with_two_stage_norms(copy.deepcopy(network).eval())
+        prepared = copy.deepcopy(network).eval()
+        prepared.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        prepared = with_two_stage_norms(prepared)
         exported = torch.export.export(prepared, (example,), strict=False)
         front_end: Any = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchFXPythonDecoder.from_exported_program(exported)  # must outlive the conversion
@@ -107,11 +110,11 @@ def _two_stage_mean(x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep warnings and log lines of the converters, which no user can act on, off the terminal."""
+    """Keep warnings, log lines and dumped graphs of the converters, which no user can act on, off the terminal."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from medseg.inferers import backends, openvino_backend
+from medseg.inferers import openvino_backend
 from medseg.inferers.backends import TorchBackend, autocast, select_backend, select_precision
 
 CPU = torch.device("cpu")
@@ -37,6 +39,13 @@ class Roots(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + torch.linalg.eigvals(x[0, 0, :2, :2]).real.sum()
+
+
+class Branch(nn.Module):
+    """Takes a way that depends on values, which no export can follow."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x if x.sum() > 0 else 3 * x
 
 
 class Pair(nn.Module):
@@ -93,8 +102,10 @@ def test_openvino_is_for_cpus():
 
 
 def test_without_openvino_auto_is_torch_and_asking_for_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
-    assert select_backend(make_network(), None, device=CPU).name == "torch"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    backend = select_backend(make_network(), None, device=CPU)
+    assert backend.name == "torch"
+    assert "pip install openvino" in backend.notes[0]
     with pytest.raises(ModuleNotFoundError, match="pip install openvino"):
         select_backend(make_network(), None, device=CPU, engine="openvino")
 
@@ -125,14 +136,21 @@ def test_the_first_call_fixes_the_window_where_it_was_unknown_and_other_shapes_r
 
 
 @needs_openvino
-@pytest.mark.parametrize("engine", ["auto", "openvino"])
-def test_a_network_that_cannot_be_converted_runs_in_torch_with_one_note_and_no_noise(engine, capfd):
+@pytest.mark.parametrize(
+    ("network", "engine", "reason"),
+    [
+        (Roots(), "auto", "No conversion rule found for operations: aten.linalg_eig"),
+        (Branch(), "openvino", "GuardOnDataDependentSymNode"),
+    ],
+)
+def test_a_network_that_cannot_be_converted_runs_in_torch_with_one_note_and_no_noise(network, engine, reason, capfd):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        backend = select_backend(Roots(), (1, 4, 4), device=CPU, engine=engine)
+        backend = select_backend(network, (1, 4, 4), device=CPU, engine=engine)
     assert (backend.name, backend.precision) == ("torch", "fp32")
     assert len(backend.notes) == 1
-    assert "OpenVINO cannot run the network, PyTorch does" in backend.notes[0]
+    assert "OpenVINO cannot run the network, PyTorch does, more slowly" in backend.notes[0]
+    assert reason in backend.notes[0]
     assert backend(torch.ones(1, 1, 4, 4)).shape == (1, 1, 4, 4)
     assert [str(w.message) for w in caught] == []
     assert capfd.readouterr() == ("", "")
@@ -156,6 +174,64 @@ def wrong_convert(network, window_shape, folder):
 
 
 @needs_openvino
+def test_a_network_is_converted_once_and_again_when_its_entry_is_damaged(tmp_path, monkeypatch):
+    converted = []
+
+    def counting_convert(network, window_shape, folder):
+        converted.append(tuple(window_shape))
+        original(network, window_shape, folder)
+
+    original = openvino_backend.convert
+    monkeypatch.setattr(openvino_backend, "convert", counting_convert)
+    x = torch.randn(1, 1, 8, 8, 8)
+    first, second = (select_backend(make_network(), (1, 8, 8, 8), device=CPU, precision="fp32") for _ in range(2))
+    assert converted == [(1, 8, 8, 8)]
+    assert torch.equal(first(x), second(x))
+    (entry,) = (tmp_path / "cache" / "networks").iterdir()
+    (entry / "model.bin").write_bytes(b"")
+    third = select_backend(make_network(), (1, 8, 8, 8), device=CPU, precision="fp32")
+    assert converted == [(1, 8, 8, 8)] * 2
+    assert torch.equal(first(x), third(x))
+    assert third.notes == ()
+
+
+@needs_openvino
+def test_a_cache_that_cannot_be_written_costs_a_note_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path / "file"))
+    network, x = make_network(), torch.randn(1, 1, 8, 8, 8)
+    backend = select_backend(network, (1, 8, 8, 8), device=CPU, precision="fp32")
+    assert backend.name == "openvino"
+    assert len(backend.notes) == 1
+    assert "every run converts it again" in backend.notes[0]
+    assert "set MEDSEG_CACHE" in backend.notes[0]
+    torch.testing.assert_close(backend(x), network(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+@needs_openvino
+@pytest.mark.slow
+def test_processes_that_convert_at_once_make_one_entry(tmp_path):
+    code = (
+        "import sys\n"
+        "from tests.inferers.test_backends import make_network, select_backend\n"
+        "import openvino\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "backend = select_backend(make_network(), (1, 8, 8, 8), device='cpu', precision='fp32')\n"
+        "print(backend.name, backend.notes)\n"
+    )
+    start = [sys.executable, "-c", code]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(start, **pipes) for _ in range(2)]
+    assert [p.stdout.readline() for p in processes] == ["ready\n"] * 2
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [p.communicate() for p in processes] == [("openvino ()\n", "")] * 2
+    assert len(list((tmp_path / "cache" / "networks").iterdir())) == 1
+
+
+@needs_openvino
 def test_bf16_without_units_is_refused_or_noted(monkeypatch):
     monkeypatch.setattr(openvino_backend, "has_bf16_units", lambda: False)
     with pytest.raises(ValueError, match="use precision fp32, or engine torch"):
@@ -163,3 +239,70 @@ def test_bf16_without_units_is_refused_or_noted(monkeypatch):
     backend = select_backend(make_network(), (1, 8, 8, 8), device=CPU, precision="bf16")
     assert (backend.name, backend.precision) == ("torch", "bf16")
     assert "no bf16 units" in backend.notes[0]
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.InstanceNorm3d(4),
+        nn.InstanceNorm3d(4, affine=True, eps=1e-3),
+        nn.InstanceNorm3d(4, affine=True, track_running_stats=True),
+        nn.BatchNorm3d(4),
+        nn.GroupNorm(2, 4),
+    ],
+    ids=lambda norm: str(norm)[:60],
+)
+def test_norms_in_3d_give_the_answer_of_torch(norm):
+    check_norm(nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), norm), (1, 6, 7, 8))
+
+
+@needs_openvino
+@pytest.mark.parametrize("affine", [False, True])
+def test_norms_in_2d_give_the_answer_of_torch(affine):
+    check_norm(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4, affine=affine)), (1, 20, 12))
+
+
+def check_norm(network, shape):
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    network.eval()
+    x = torch.randn(2, *shape) * 3 + 5
+    backend = select_backend(network, shape, device=CPU, engine="openvino", precision="fp32")
+    assert backend.name == "openvino"
+    torch.testing.assert_close(backend(x), network(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+@needs_openvino
+@pytest.mark.slow
+def test_fp32_probabilities_are_within_1e_4_of_torch_on_a_large_window():
+    check_contract(size=96, filters=[32, 64, 128, 256, 320])
+
+
+@needs_openvino
+def test_fp32_probabilities_are_within_1e_4_of_torch():
+    check_contract(size=32, filters=[16, 32, 64])
+
+
+def check_contract(size: int, filters: list[int]) -> None:
+    from monai.networks.nets import DynUNet
+
+    torch.manual_seed(0)
+    levels = len(filters)
+    network = DynUNet(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=14,
+        kernel_size=[3] * levels,
+        strides=[1] + [2] * (levels - 1),
+        upsample_kernel_size=[2] * (levels - 1),
+        filters=filters,
+        norm_name=("INSTANCE", {"affine": True}),
+    ).eval()
+    x = torch.randn(1, 1, size, size, size)
+    backend = select_backend(network, (1, size, size, size), device=CPU, engine="openvino", precision="fp32")
+    assert (backend.name, backend.precision, backend.notes) == ("openvino", "fp32", ())
+    with torch.inference_mode():
+        difference = (probabilities(backend, x) - network(x).softmax(1)).abs().max()
+    assert difference <= 1e-4
