@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from medseg.bundles import Bundle
     from medseg.data import Case
     from medseg.engines import CaseResult, PredictionOptions, Predictor
+    from medseg.report import RunReport
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -200,6 +201,9 @@ def predict(
             )
             for text in predictor.backend.notes:
                 warn(text)
+        # Made before the first case: its clock tells how long the run takes.
+        run = _begin_report(predictor, options)
+        before = {id(case): index for index, case in enumerate(cases)}
         with _progress_bar(len(cases), quiet) as advance:
             results = predict_cases(
                 predictor,
@@ -207,10 +211,10 @@ def predict(
                 output,
                 options,
                 resume=resume,
-                on_windows=lambda case, done, total: advance(cases.index(case) + done / total),
+                on_windows=lambda case, done, total: advance(before[id(case)] + done / total),
             )
             finished = _follow(results, len(cases), advance, as_json, fail_fast, verbose, quiet)
-        _write_summaries(finished, predictor, options, stats, report)
+        _write_summaries(finished, run, stats, report)
     raise typer.Exit(_exit_code(finished, len(cases)))
 
 
@@ -391,20 +395,10 @@ def _print_result(result: CaseResult, index: int, total: int, *, as_json: bool, 
             note(f"[{index}/{total}] {result.case.case_id}: {result.status}, {result.seconds:.1f} s")
 
 
-def _write_summaries(
-    results: Sequence[CaseResult],
-    predictor: Predictor,
-    options: PredictionOptions,
-    stats: Path | None,
-    report: Path | None,
-) -> None:
-    from medseg.report import RunReport, write_statistics
+def _begin_report(predictor: Predictor, options: PredictionOptions) -> RunReport:
+    from medseg.report import RunReport
 
-    if stats is not None:
-        write_statistics(stats, {r.case.case_id: r.rows for r in results if r.status != "failed"})
-    if report is None:
-        return
-    run = RunReport(
+    return RunReport(
         bundle=predictor.bundle.name,
         bundle_version=predictor.bundle.version,
         weights_sha256=predictor.weights_sha256,
@@ -413,6 +407,15 @@ def _write_summaries(
         precision=predictor.precision,
         options={**predictor.settings, **vars(options)},
     )
+
+
+def _write_summaries(results: Sequence[CaseResult], run: RunReport, stats: Path | None, report: Path | None) -> None:
+    from medseg.report import write_statistics
+
+    if stats is not None:
+        write_statistics(stats, {r.case.case_id: r.rows for r in results if r.status != "failed"})
+    if report is None:
+        return
     for r in results:
         run.add_case(
             [str(p) for p in r.case.images],

@@ -264,9 +264,14 @@ class Predictor:
     def _slabs(self, image: torch.Tensor, axis: int, on_windows: Callable[[int, int], None] | None) -> Iterator[Slab]:
         network = self.mirror.mirrored(self.backend) if self.mirror is not None else self.backend
         if isinstance(self.inferer, StreamingSlidingWindowInferer):
-            yield from self.inferer.slabs(image, network, axis=axis, on_windows=on_windows)
+            slabs = self.inferer.slabs(image, network, axis=axis, on_windows=on_windows)
         else:
-            yield Slab(0, image.shape[axis + 2], self.inferer(image, network)[0].float())
+            slabs = iter([Slab(0, image.shape[axis + 2], self.inferer(image, network)[0].float())])
+        for slab in slabs:
+            if not bool(slab.logits.sum().isfinite()):
+                advice = "use --precision fp32" if self.precision != "fp32" else "check its weights and the image"
+                raise ValueError(f"bundle {self.bundle.name}: its network answers with NaN or infinity; {advice}")
+            yield slab
 
     def _ways(self, aligned: bool, keep: bool, threshold: float | None) -> tuple[Way, ...]:
         """Ways back that this case allows, the preferred one first."""

@@ -151,27 +151,48 @@ class SlabMapper:
         self, region: tuple[slice, ...], values: torch.Tensor, last: torch.Tensor, places: list[torch.Tensor]
     ) -> None:
         labels = torch.zeros_like(self.labels[region], device=values.device)
-        best: torch.Tensor | None = None
+        best = torch.full(labels.shape, -torch.inf, device=values.device)
+        # Probabilities of a voxel sum to one, so the best is at least 1/K, and so is one of the voxels it was made
+        # from. Where a class stays below, it cannot win; the margin is for rounding.
+        floor = 0.999 / values.shape[0] if self.softmax and self.probabilities is None else None
         for k in range(values.shape[0]):
             # The slab's neighbour to the left lies in the slab before.
             block = torch.cat([last[k], values[k]], dim=self.axis)
+            box = [slice(0, n) for n in block.shape] if floor is None else _bounding_box(block >= floor)
+            if box is None:
+                continue
+            block = block[tuple(box)]
+            window = [slice(0, n) for n in labels.shape]
             for axis, place in enumerate(places):
-                block = interpolate_along(block, axis, place)
+                inside = (place >= box[axis].start) & (place <= box[axis].stop - 1)
+                chosen = inside.nonzero()[:, 0]
+                first, stop = (int(chosen[0]), int(chosen[-1]) + 1) if len(chosen) else (0, 0)
+                window[self.grid.axes.index(axis)] = slice(first, stop)
+                block = interpolate_along(block, axis, place[first:stop] - box[axis].start)
             block = block.permute(self.grid.axes)
             if self.probabilities is not None:
                 self.probabilities[(k, *region)] = block.to(self.probabilities)
-            if best is None:
-                best = block
-                continue
-            labels.masked_fill_(block > best, k)
-            best = torch.maximum(best, block)
-        if self.threshold is not None and best is not None:
+            best_here = best[tuple(window)]
+            labels[tuple(window)].masked_fill_(block > best_here, k)
+            torch.maximum(best_here, block, out=best_here)
+        if self.threshold is not None:
             labels.masked_fill_(best < self.threshold, 0)
         self.labels[region] = labels.to(self.labels.device)
 
 
+def _bounding_box(mask: torch.Tensor) -> list[slice] | None:
+    """Smallest box around the true voxels, widened by one where there is room; None if there are none."""
+    box = []
+    for axis in range(mask.dim()):
+        found = mask.any(dim=tuple(a for a in range(mask.dim()) if a != axis)).nonzero()[:, 0]
+        if not len(found):
+            return None
+        box.append(slice(max(int(found[0]) - 1, 0), min(int(found[-1]) + 2, mask.shape[axis])))
+    return box
+
+
 def softmax_(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax over the first axis in place, a slice at a time, so that no second copy of all classes is made.
+    """Softmax over the first axis in place, so that no second copy of all classes is made.
 
     Args:
         logits: shape (K, spatial...).
@@ -179,9 +200,8 @@ def softmax_(logits: torch.Tensor) -> torch.Tensor:
     Returns:
         The same tensor, now with probabilities.
     """
-    for part in logits.split(1, dim=1):
-        part.copy_(torch.softmax(part, dim=0))
-    return logits
+    logits.sub_(logits.amax(dim=0)).exp_()
+    return logits.div_(logits.sum(dim=0))
 
 
 def interpolate_along(values: torch.Tensor, axis: int, places: torch.Tensor) -> torch.Tensor:
@@ -199,6 +219,8 @@ def interpolate_along(values: torch.Tensor, axis: int, places: torch.Tensor) -> 
         >>> interpolate_along(torch.tensor([0.0, 10.0, 20.0]), 0, torch.tensor([0.5, 2.0]))
         tensor([ 5., 20.])
     """
+    if not len(places):
+        return values.narrow(axis, 0, 0)
     lower = places.floor().long()
     fraction = (places - lower).to(values.dtype)
     low = _take(values, axis, lower)

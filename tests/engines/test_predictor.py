@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from medseg.data import Volume, VolumeError, make_phantom, read_image
 from medseg.engines import InsufficientMemoryError, Predictor
@@ -275,6 +276,14 @@ def test_bf16_agrees_with_fp32_on_almost_all_voxels(bundle, phantom):
     exact = Predictor(str(bundle), device="cpu").predict([volume]).labels
     rough = Predictor(str(bundle), device="cpu", precision="bf16").predict([volume]).labels
     assert (exact != rough).mean() < 0.02
+
+
+def test_a_network_that_answers_nan_is_an_error_not_an_empty_mask(bundle, phantom, monkeypatch):
+    volume, _ = phantom
+    predictor = Predictor(str(bundle), device="cpu")
+    monkeypatch.setattr(predictor, "backend", lambda x: torch.full((len(x), 3, *x.shape[2:]), torch.nan))
+    with pytest.raises(ValueError, match="answers with NaN or infinity; check its weights"):
+        predictor.predict([volume])
 
 
 def test_volume_errors_are_value_errors():

@@ -62,6 +62,11 @@ def test_any_resampled_grid_is_mapped_back_as_monai_does(seed, shape, spacing, o
     mapper = _mapped(grid, logits, axis, depths, probabilities=kept)
     assert torch.allclose(kept, expected, atol=2e-4)
     assert torch.equal(mapper.labels.long(), kept.argmax(0))
+    # Classes that are weak in most places are mapped where they can win alone; that must not show.
+    assert torch.equal(_mapped(grid, logits, axis, depths).labels, mapper.labels)
+    peaked = logits + 6 * torch.arange(4).reshape(-1, 1, 1, 1) * (torch.arange(size[0]) % 5 == 0).reshape(1, -1, 1, 1)
+    everywhere = _mapped(grid, peaked, axis, depths, probabilities=kept).labels
+    assert torch.equal(_mapped(grid, peaked, axis, depths).labels, everywhere)
 
 
 def test_grids_that_coincide_keep_every_value():
