@@ -17,6 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from medseg.topology._inputs import ascending, check_dims, check_images, frame_images, list_directions, to_coordinates
+from medseg.topology._pairing import pair_image
+
 
 class Barcode(NamedTuple):
     """The bars of one image in one dimension and one direction.
@@ -57,5 +60,35 @@ def persistence_barcode(
 
     Raises:
         ValueError: not 2 or 3 axes, an empty axis, NaN or infinite values, unknown option.
+
+    Example:
+        >>> ring = np.ones((3, 3))
+        >>> ring[1, 1] = 0
+        >>> components, loops = persistence_barcode(ring)
+        >>> loops.bars.tolist()
+        [[[2, 2], [1, 1]]]
     """
-    raise NotImplementedError
+    framed = frame_images(check_images(image, "image"), boundary)
+    wanted = check_dims(dims, framed.ndim)
+    return tuple(
+        barcode
+        for direction in list_directions(filtration)
+        for barcode in _barcodes(framed, direction, wanted, boundary, include_essential)
+    )
+
+
+def _barcodes(
+    framed: NDArray[np.float32], direction: str, dims: tuple[int, ...], boundary: str, include_essential: bool
+) -> list[Barcode]:
+    u = ascending(framed, direction)
+    bars = pair_image(u, framed.shape, dims)
+    oldest = np.array([[u.argmin()]], np.int64)
+    return [
+        Barcode(
+            dim,
+            direction,
+            to_coordinates(bars[dim], framed.shape, boundary),
+            to_coordinates(oldest[: int(include_essential and dim == 0)], framed.shape, boundary)[:, 0],
+        )
+        for dim in dims
+    ]

@@ -5,11 +5,19 @@ Items are independent; they are spread over threads, since the compiled code rel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from medseg.topology._inputs import IMAGE_BARS, check_dims, check_option, check_pair, frame_images, list_directions
+from medseg.topology.matching import FlatMatching, match_direction
+
+Job = tuple[int, str]
+Found = dict[int, FlatMatching]
 
 
 class BarTable(NamedTuple):
@@ -79,5 +87,56 @@ def betti_matching_batch(
 
     Raises:
         ValueError: as `betti_matching`, or `num_threads` below 1.
+
+    Example:
+        >>> targets = np.zeros((2, 3, 5))
+        >>> targets[:, 1, [0, 4]] = 1
+        >>> found = betti_matching_batch(0.8 * targets, targets)
+        >>> found.matched.voxels.tolist(), found.matched.item.tolist()
+        ([[9, 4, 9, 4], [24, 19, 24, 19]], [0, 1])
     """
-    raise NotImplementedError
+    pairs = check_pair(preds, targets, ("preds", "targets"), batch=True)
+    first, second = (frame_images(x, boundary, batch=True) for x in pairs)
+    wanted = check_dims(dims, first.ndim - 1)
+    positive = IMAGE_BARS[check_option(image_bars, "image_bars", tuple(IMAGE_BARS))]
+    jobs = [(item, direction) for item in range(len(first)) for direction in list_directions(filtration)]
+
+    def work(job: tuple[int, str]) -> dict[int, FlatMatching]:
+        return match_direction(first[job[0]], second[job[0]], job[1], wanted, positive, include_essential)
+
+    return _collect(jobs, _run(work, jobs, count_threads(num_threads)), first.shape[1:])
+
+
+def count_threads(num_threads: int | None) -> int:
+    """The number of threads asked for; by default the number of cores that the process may use."""
+    if num_threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_threads < 1:
+        raise ValueError(f"num_threads is {num_threads}; expected at least 1, or None for every core.")
+    return num_threads
+
+
+def _run(work: Callable[[Job], Found], jobs: list[Job], threads: int) -> list[Found]:
+    if min(threads, len(jobs)) < 2:
+        return [work(job) for job in jobs]
+    with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
+        return list(pool.map(work, jobs))
+
+
+def _collect(jobs: list[Job], results: list[Found], shape: tuple[int, ...]) -> BatchMatching:
+    """Join the answers of all jobs, field by field, with voxels counted through the whole batch."""
+    voxels = int(np.prod(shape))
+    parts = [(job, dim, flat) for job, found in zip(jobs, results, strict=True) for dim, flat in found.items()]
+    tables = []
+    for field, columns in enumerate((4, 2, 2, 2)):
+        rows = [flat[field][np.lexsort(flat[field].T[::-1])] + job[0] * voxels for job, _, flat in parts]
+        counts = [len(r) for r in rows]
+        tables.append(
+            BarTable(
+                np.concatenate([np.zeros((0, columns), np.int64), *rows]),
+                np.repeat(np.array([job[0] for job, _, _ in parts], np.int64), counts),
+                np.repeat(np.array([dim for _, dim, _ in parts], np.int64), counts),
+                np.repeat(np.array([job[1] == "sublevel" for job, _, _ in parts], np.bool_), counts),
+            )
+        )
+    return BatchMatching(shape, *tables)

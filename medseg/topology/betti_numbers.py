@@ -11,7 +11,11 @@ An empty mask has no features at all: every number is 0.
 
 from __future__ import annotations
 
+import numpy as np
 from numpy.typing import ArrayLike
+
+from medseg.topology._inputs import check_images, frame_images
+from medseg.topology._pairing import pair_image
 
 
 def betti_numbers(mask: ArrayLike) -> tuple[int, ...]:
@@ -25,5 +29,19 @@ def betti_numbers(mask: ArrayLike) -> tuple[int, ...]:
 
     Raises:
         ValueError: not 2 or 3 axes, an empty axis, values other than 0 and 1.
+
+    Example:
+        >>> ring = np.ones((3, 3))
+        >>> ring[1, 1] = 0
+        >>> betti_numbers(ring)
+        (1, 1)
     """
-    raise NotImplementedError
+    values = check_images(mask, "mask")
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError("mask holds values other than 0 and 1; threshold it first, for instance by `mask > 0.5`.")
+    if not values.any():
+        return (0,) * values.ndim
+    # A frame of background closes every cavity, and hides nothing: all bars are now from 0 to 1.
+    u = 1 - frame_images(values, "background").reshape(-1)
+    bars = pair_image(u, [n + 2 for n in values.shape], tuple(range(values.ndim)))
+    return tuple(len(bars[dim]) + (dim == 0) for dim in bars)

@@ -25,6 +25,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from medseg.topology._inputs import (
+    IMAGE_BARS,
+    ascending,
+    check_dims,
+    check_option,
+    check_pair,
+    frame_images,
+    list_directions,
+    to_coordinates,
+)
+from medseg.topology._pairing import pair_images
+
 
 class BettiMatching(NamedTuple):
     """Matched and unmatched bars of two images in one dimension and one direction, as voxel coordinates (int64).
@@ -75,5 +87,51 @@ def betti_matching(
 
     Raises:
         ValueError: shapes differ, not 2 or 3 axes, an empty axis, NaN or infinite values, unknown option.
+
+    Example:
+        >>> target = np.zeros((3, 5))
+        >>> target[1, [0, 4]] = 1
+        >>> components, loops = betti_matching(0.8 * target, target)
+        >>> components.matched.tolist()
+        [[[1, 4], [0, 4], [1, 4], [0, 4]]]
     """
-    raise NotImplementedError
+    first, second = (frame_images(x, boundary) for x in check_pair(pred, target, ("pred", "target")))
+    wanted = check_dims(dims, first.ndim)
+    positive = IMAGE_BARS[check_option(image_bars, "image_bars", tuple(IMAGE_BARS))]
+    return tuple(
+        _to_matching(match, dim, direction, first.shape, boundary)
+        for direction in list_directions(filtration)
+        for dim, match in match_direction(first, second, direction, wanted, positive, include_essential).items()
+    )
+
+
+class FlatMatching(NamedTuple):
+    """As `BettiMatching`, with flat voxel indices of the framed grid in rows of 4, 2, 2 and 2, not yet sorted."""
+
+    matched: NDArray[np.int64]
+    unmatched_pred: NDArray[np.int64]
+    unmatched_target: NDArray[np.int64]
+    essential: NDArray[np.int64]
+
+
+def match_direction(
+    pred: NDArray[np.float32],
+    target: NDArray[np.float32],
+    direction: str,
+    dims: tuple[int, ...],
+    positive: bool,
+    include_essential: bool,
+) -> dict[int, FlatMatching]:
+    """Match two checked and framed images in one direction, by dimension."""
+    u, t = ascending(pred, direction), ascending(target, direction)
+    oldest = np.array([[u.argmin(), t.argmin()]], np.int64)
+    result = {}
+    for dim, (bars_u, bars_t, rows) in pair_images(u, t, pred.shape, dims, positive).items():
+        matched = np.concatenate((bars_u[rows[:, 0]], bars_t[rows[:, 1]]), axis=1)
+        rest = (np.delete(bars_u, rows[:, 0], axis=0), np.delete(bars_t, rows[:, 1], axis=0))
+        result[dim] = FlatMatching(matched, *rest, oldest[: int(include_essential and dim == 0)])
+    return result
+
+
+def _to_matching(flat: FlatMatching, dim: int, direction: str, shape: tuple[int, ...], boundary: str) -> BettiMatching:
+    return BettiMatching(dim, direction, *(to_coordinates(voxels, shape, boundary) for voxels in flat))

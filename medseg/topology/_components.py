@@ -1,0 +1,101 @@
+"""Dimension 0: union-find over voxels, edges ascending; when two components meet, the younger dies.
+
+`match_components` runs over the comparison image and carries, for each of its components, the oldest voxel in the order
+of the prediction and of the target. The younger of two such voxels at a merge is the birth of the image bar that dies
+there, so one pass gives the barcode of the comparison image and both image barcodes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.topology._compile import compiled
+
+Ints = NDArray[np.int32]
+
+
+@compiled
+def find_root(parents: Ints, node: int) -> int:
+    """Root of a node; every second step of the path is shortened."""
+    while parents[node] != node:
+        parents[node] = parents[parents[node]]
+        node = parents[node]
+    return node
+
+
+@compiled
+def younger(ranks: Ints, a: int, b: int) -> bool:
+    """Whether voxel a comes after voxel b in the order (value, number)."""
+    return ranks[a] > ranks[b] or (ranks[a] == ranks[b] and a > b)
+
+
+@compiled
+def pair_components(
+    order: Ints, values: Ints, ranks: Ints, strides: NDArray[np.int64], is_birth: NDArray[np.bool_]
+) -> tuple[Ints, Ints]:
+    """Bars of dimension 0 as birth voxels and death edges; edges that begin a loop (`is_birth`) are passed over."""
+    parents = np.arange(ranks.size).astype(np.int32)
+    births = np.empty(ranks.size, np.int32)
+    deaths = np.empty(ranks.size, np.int32)
+    count = 0
+    for edge in order:
+        if is_birth.size and is_birth[edge]:
+            continue
+        v = edge // 3
+        a = find_root(parents, v)
+        b = find_root(parents, v + strides[edge % 3])
+        if a == b:
+            continue
+        if younger(ranks, b, a):
+            a, b = b, a
+        parents[a] = b
+        if ranks[a] < values[edge]:
+            births[count] = a
+            deaths[count] = edge
+            count += 1
+    return births[:count].copy(), deaths[:count].copy()
+
+
+@compiled
+def match_components(
+    order: Ints,
+    values: Ints,
+    strides: NDArray[np.int64],
+    ranks: tuple[Ints, Ints, Ints],
+    bars_at: tuple[Ints, Ints],
+    is_birth: NDArray[np.bool_],
+    positive: bool,
+) -> Ints:
+    """Matched bars (M, 2) of dimension 0; `ranks` of comparison, prediction, target; `bars_at` birth voxel, or -1."""
+    rank_c, rank_u, rank_t = ranks
+    bar_u, bar_t = bars_at
+    parents = np.arange(rank_c.size).astype(np.int32)
+    oldest_u = parents.copy()
+    oldest_t = parents.copy()
+    matched = np.empty((rank_c.size, 2), np.int32)
+    count = 0
+    for edge in order:
+        if is_birth.size and is_birth[edge]:
+            continue
+        v = edge // 3
+        a = find_root(parents, v)
+        b = find_root(parents, v + strides[edge % 3])
+        if a == b:
+            continue
+        if younger(rank_c, b, a):
+            a, b = b, a
+        parents[a] = b
+        u, t = oldest_u[a], oldest_t[a]
+        if younger(rank_u, oldest_u[b], u):
+            u, oldest_u[b] = oldest_u[b], u
+        if younger(rank_t, oldest_t[b], t):
+            t, oldest_t[b] = oldest_t[b], t
+        value = values[edge]
+        if rank_c[a] < value and bar_u[u] >= 0 and bar_t[t] >= 0:
+            if positive and (rank_u[u] >= value or rank_t[t] >= value):
+                continue
+            matched[count, 0] = bar_u[u]
+            matched[count, 1] = bar_t[t]
+            count += 1
+    return matched[:count].copy()

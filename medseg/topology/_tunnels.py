@@ -1,0 +1,134 @@
+"""Dimension 1 of a volume: reduction of the boundary matrix over Z/2, squares as columns, edges as rows.
+
+While the largest edge of a column belongs to an earlier column, that column is added. Most columns need no addition at
+all: they are recorded by their square's number. The others are reduced in a bit set over the edges' positions with two
+summary levels, where adding is flipping bits and the next pivot is found in a few instructions, since pivots only
+descend; what remains is kept as a list of positions.
+
+For an image barcode, columns come in the order of the comparison image and rows in that of the image itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.topology._compile import compiled, leading_zeros
+
+Ints = NDArray[np.int32]
+Words = NDArray[np.uint64]
+
+
+@compiled
+def flip(words: Words, summary: Words, top: Words, i: int) -> None:
+    """Flip bit i; summaries say where bits may be set, and are corrected when a search finds none."""
+    word = i >> 6
+    words[word] ^= np.uint64(1) << np.uint64(i & 63)
+    summary[word >> 6] |= np.uint64(1) << np.uint64(word & 63)
+    top[word >> 12] |= np.uint64(1) << np.uint64((word >> 6) & 63)
+
+
+@compiled
+def highest_bit(words: Words, summary: Words, top: Words, i: int) -> int:
+    """Highest set bit at or below position i, given that none is set above; -1 if there is none."""
+    k = i >> 18
+    while k >= 0:
+        while top[k] != 0:
+            j = (k << 6) + 63 - np.int64(leading_zeros(top[k]))
+            while summary[j] != 0:
+                w = (j << 6) + 63 - np.int64(leading_zeros(summary[j]))
+                if words[w] != 0:
+                    return (w << 6) + 63 - np.int64(leading_zeros(words[w]))
+                summary[j] ^= np.uint64(1) << np.uint64(w & 63)
+            top[k] ^= np.uint64(1) << np.uint64(j & 63)
+        k -= 1
+    return -1
+
+
+@compiled
+def boundary_offsets(n1: int, n2: int) -> NDArray[np.int64]:
+    """Edge numbers of a square relative to three times its smallest corner, by normal axis."""
+    p, r = 3 * n1 * n2, 3 * n2
+    return np.array([[1, 2, 4, r + 2], [0, 2, 3, p + 2], [0, 1, r, p + 1]])
+
+
+@compiled
+def reduce_squares(order: Ints, cleared: NDArray[np.bool_], positions: Ints, edges: Ints, n1: int, n2: int) -> Ints:
+    """Pivot edge of every column, by square number; -1 for cleared squares.
+
+    Args:
+        order: squares in the order of columns.
+        cleared: squares that are births, by number; they are no columns.
+        positions: position of each edge in the order of rows, by edge number.
+        edges: edges in the order of rows.
+        n1: length of axis 1.
+        n2: length of axis 2.
+    """
+    offsets = boundary_offsets(n1, n2)
+    size = positions.size
+    words = np.zeros((size >> 6) + 1, np.uint64)
+    summary = np.zeros((size >> 12) + 1, np.uint64)
+    top = np.zeros((size >> 18) + 1, np.uint64)
+    owners = np.full(size, -1, np.int32)  # a square's number, or -2 - (start of its list in the store)
+    pivots = np.full(size, -1, np.int32)
+    store = np.empty(1024, np.int32)
+    used = 0
+    for square in order:
+        if cleared[square]:
+            continue
+        axis = square % 3
+        base = square - axis
+        pivot = -1
+        for k in range(4):
+            pivot = max(pivot, positions[base + offsets[axis, k]])
+        if owners[pivot] == -1:
+            owners[pivot] = square
+            pivots[square] = edges[pivot]
+            continue
+        for k in range(4):
+            flip(words, summary, top, positions[base + offsets[axis, k]])
+        while owners[pivot] != -1:
+            owner = owners[pivot]
+            if owner >= 0:
+                axis = owner % 3
+                base = owner - axis
+                for k in range(4):
+                    flip(words, summary, top, positions[base + offsets[axis, k]])
+            else:
+                start = -2 - owner
+                for k in range(start + 1, start + 1 + store[start]):
+                    flip(words, summary, top, store[k])
+            pivot = highest_bit(words, summary, top, pivot)
+        pivots[square] = edges[pivot]
+        owners[pivot] = -2 - used
+        start = used
+        used += 1
+        row = pivot
+        while row >= 0:
+            if used >= store.size:
+                store = np.concatenate((store, np.empty(store.size, np.int32)))
+            store[used] = row
+            used += 1
+            words[row >> 6] ^= np.uint64(1) << np.uint64(row & 63)
+            row = highest_bit(words, summary, top, row)
+        store[start] = used - start - 1
+    return pivots
+
+
+@compiled
+def bars_of_pivots(pivots: Ints, order: Ints, edges: Ints, squares: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Bars longer than zero as birth edges and death squares, in the order of deaths, and which edges are births."""
+    is_birth = np.zeros(pivots.size, np.bool_)
+    births = np.empty(order.size, np.int32)
+    deaths = np.empty(order.size, np.int32)
+    count = 0
+    for square in order:
+        edge = pivots[square]
+        if edge < 0:
+            continue
+        is_birth[edge] = True
+        if edges[edge] < squares[square]:
+            births[count] = edge
+            deaths[count] = square
+            count += 1
+    return births[:count].copy(), deaths[:count].copy(), is_birth
