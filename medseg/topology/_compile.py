@@ -23,12 +23,13 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(function)
 
 
-@intrinsic
-def leading_zeros(typing_context: Any, word: Any) -> Any:
-    """Count the zero bits above the highest set bit of a non-zero uint64 word (one machine instruction)."""
-
+def _leading_zeros(typing_context: Any, word: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         undefined_at_zero = context.get_constant(types.boolean, True)
         return builder.ctlz(args[0], undefined_at_zero)
 
     return types.uint64(types.uint64), build
+
+
+leading_zeros: Any = intrinsic(_leading_zeros)
+"""Number of zero bits above the highest set bit of a non-zero uint64 word: one machine instruction."""

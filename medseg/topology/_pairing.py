@@ -30,7 +30,8 @@ class Pairing(NamedTuple):
 
 def pair_image(u: NDArray[np.float32], shape: Sequence[int], dims: Sequence[int]) -> dict[int, NDArray[np.int64]]:
     """Barcode of a flat image in its sublevel filtration: birth and death voxels by dimension."""
-    complex_u = Complex(*rank_values(u), Grid(shape))
+    ranks, num_ranks = rank_values(u)
+    complex_u = Complex(ranks, num_ranks, Grid(shape))
     bars, _, _ = _barcode(complex_u, dims)
     return {d: complex_u.voxels(bars[d], d) for d in dims}
 
