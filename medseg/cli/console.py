@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,21 @@ def fail(message: str, code: int) -> NoReturn:
     """Say what went wrong on stderr and leave with an exit code."""
     note(f"Error: {message}")
     raise typer.Exit(code)
+
+
+@contextmanager
+def steps_on_stderr(quiet: bool) -> Iterator[None]:
+    """Show what the package says of long steps, such as a conversion, unless the user wants quiet."""
+    logger, handler = logging.getLogger("medseg"), logging.Handler()
+    handler.emit = lambda record: note(record.getMessage())  # type: ignore[method-assign]
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

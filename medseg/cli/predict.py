@@ -22,6 +22,7 @@ from medseg.cli.console import (
     errors_to_exit_codes,
     fail,
     note,
+    steps_on_stderr,
     warn,
 )
 
@@ -157,7 +158,7 @@ def predict(
         fail("-o is missing: give a folder, or a .nii.gz file for a single case", EXIT_USAGE)
     if fast:
         overlap, tta, memory = overlap or 0.25, TtaName.none, MemoryName.low
-    with errors_to_exit_codes(verbose):
+    with errors_to_exit_codes(verbose), steps_on_stderr(quiet):
         model = _choose_bundle(bundle, quiet)
         window = _parse_size(roi_size)
         byte_limit = _parse_bytes(max_memory)

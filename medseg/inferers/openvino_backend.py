@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -14,6 +15,9 @@ from medseg.inferers.backends import TorchBackend, UsedPrecision
 from medseg.inferers.conversion_cache import ConversionCache, network_key
 from medseg.inferers.openvino_conversion import CONVERSION_VERSION, convert, example_window
 
+_LOG = logging.getLogger(__name__)
+# In the entry of a network that could not be converted, so that the attempt is not made again.
+_REFUSAL = "reason.txt"
 # Largest difference of a probability from eager PyTorch on a window of noise. float32: far above rounding, far below
 # what a wrongly converted operation does. bf16: mean over voxels, since single voxels near a tie may differ much more.
 _MAX_DIFFERENCE_FP32 = 1e-3
@@ -139,12 +143,16 @@ class OpenVINOBackend:
 
     def _load(self, shape: tuple[int, ...], precision: UsedPrecision) -> OpenVINOModel:
         def write(folder: Path) -> None:
-            self._convert(shape, folder)
-            self._check(shape, OpenVINOModel(folder, precision), precision)
+            _LOG.info("converting the network for OpenVINO, once for windows of %s", "x".join(map(str, shape[1:])))
+            try:
+                self._convert(shape, folder)
+                self._check(shape, OpenVINOModel(folder, precision), precision)
+            except ConversionError as error:
+                (folder / _REFUSAL).write_text(str(error), encoding="utf-8")
 
         key = self._key(shape, precision)
         try:
-            return OpenVINOModel(self._cache.get(key) or self._cache.put(key, write), precision)
+            return _open(self._cache.get(key) or self._cache.put(key, write), precision)
         except OSError as error:
             self.notes += (
                 f"the converted network is not kept, so every run converts it again: {self._cache.root} cannot be "
@@ -152,7 +160,7 @@ class OpenVINOBackend:
             )
         with tempfile.TemporaryDirectory(prefix="medseg-", ignore_cleanup_errors=True) as folder:
             write(Path(folder))
-            return OpenVINOModel(Path(folder), precision)
+            return _open(Path(folder), precision)
 
     def _key(self, shape: tuple[int, ...], precision: UsedPrecision) -> str:
         import openvino
@@ -163,6 +171,8 @@ class OpenVINOBackend:
     def _convert(self, shape: tuple[int, ...], folder: Path) -> None:
         try:
             convert(self._network, shape, folder)
+        except (OSError, MemoryError):
+            raise  # says something of the machine, not of the network
         # PyTorch and OpenVINO raise many unrelated classes here, and any of them means the same: use PyTorch.
         except Exception as error:
             raise ConversionError(f"the conversion failed ({_reason(error)})") from error
@@ -179,6 +189,13 @@ class OpenVINOBackend:
         worst = difference.amax(dim=1).mean()
         if precision == "bf16" and not worst <= _MAX_MEAN_DIFFERENCE_BF16:
             raise ConversionError(f"the converted network's probabilities differ by {worst:.1e} on average")
+
+
+def _open(entry: Path, precision: UsedPrecision) -> OpenVINOModel:
+    refusal = entry / _REFUSAL
+    if refusal.is_file():
+        raise ConversionError(refusal.read_text(encoding="utf-8"))
+    return OpenVINOModel(entry, precision)
 
 
 def _probabilities(logits: torch.Tensor) -> torch.Tensor:

@@ -196,6 +196,25 @@ def test_a_network_is_converted_once_and_again_when_its_entry_is_damaged(tmp_pat
 
 
 @needs_openvino
+def test_a_conversion_that_failed_is_not_tried_again(monkeypatch):
+    first = select_backend(Branch(), (1, 4, 4), device=CPU)
+    monkeypatch.setattr(openvino_backend, "convert", lambda *_: pytest.fail("converted again"))
+    second = select_backend(Branch(), (1, 4, 4), device=CPU)
+    assert second.name == "torch"
+    assert second.notes == first.notes
+
+
+@needs_openvino
+def test_a_conversion_is_announced(caplog):
+    with caplog.at_level("INFO", logger="medseg"):
+        select_backend(make_network(), (1, 8, 8, 8), device=CPU)
+        select_backend(make_network(), (1, 8, 8, 8), device=CPU)
+    assert [r.getMessage() for r in caplog.records if r.name.startswith("medseg")] == [
+        "converting the network for OpenVINO, once for windows of 8x8x8"
+    ]
+
+
+@needs_openvino
 def test_a_cache_that_cannot_be_written_costs_a_note_and_nothing_else(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path / "file"))
