@@ -1,4 +1,10 @@
 from .average_surface_distance import AverageSurfaceDistanceMetric, compute_average_surface_distance
+from .betti import (
+    BettiMatchingMetric,
+    BettiNumberMetric,
+    compute_betti_matching_error,
+    compute_betti_number_error,
+)
 from .dice import DiceMetric, compute_dice
 from .empty import EmptyPolicy
 from .hausdorff_distance import HausdorffDistanceMetric, compute_hausdorff_distance
@@ -9,6 +15,8 @@ from .volume_error import VolumeErrorMetric, compute_volume_error
 
 __all__ = [
     "AverageSurfaceDistanceMetric",
+    "BettiMatchingMetric",
+    "BettiNumberMetric",
     "DiceMetric",
     "EmptyPolicy",
     "HausdorffDistanceMetric",
@@ -17,6 +25,8 @@ __all__ = [
     "SurfaceDistances",
     "VolumeErrorMetric",
     "compute_average_surface_distance",
+    "compute_betti_matching_error",
+    "compute_betti_number_error",
     "compute_dice",
     "compute_hausdorff_distance",
     "compute_iou",
