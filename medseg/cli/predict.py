@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,14 +24,18 @@ from medseg.cli.console import (
     steps_on_stderr,
     warn,
 )
+from medseg.cli.predict_options import (
+    check_outputs,
+    choose_bundle,
+    find_inputs,
+    parse_bytes,
+    parse_labels,
+    parse_size,
+)
 
 if TYPE_CHECKING:
-    from medseg.bundles import Bundle
-    from medseg.data import Case
     from medseg.engines import CaseResult, PredictionOptions, Predictor
     from medseg.report import RunReport
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class PrecisionName(str, Enum):
@@ -159,12 +162,12 @@ def predict(
     if fast:
         overlap, tta, memory = overlap or 0.25, TtaName.none, MemoryName.low
     with errors_to_exit_codes(verbose), steps_on_stderr(quiet):
-        model = _choose_bundle(bundle, quiet)
-        window = _parse_size(roi_size)
-        byte_limit = _parse_bytes(max_memory)
-        keep = _parse_labels(labels, model)
-        cases = _find_cases(inputs or [], channels or [], model)
-        _check_outputs(cases, output, model, split, resume or overwrite, stats, preview, report)
+        model = choose_bundle(bundle, quiet)
+        window = parse_size(roi_size)
+        byte_limit = parse_bytes(max_memory)
+        keep = parse_labels(labels, model)
+        cases = find_inputs(inputs or [], channels or [], model)
+        check_outputs(cases, output, model, split, resume or overwrite, stats, preview, report)
 
         from medseg.engines import DeviceNotFoundError, PredictionOptions, Predictor, predict_cases
 
@@ -217,106 +220,6 @@ def predict(
             finished = _follow(results, len(cases), advance, as_json, fail_fast, verbose, quiet)
         _write_summaries(finished, run, stats, report)
     raise typer.Exit(_exit_code(finished, len(cases)))
-
-
-def _choose_bundle(name: str | None, quiet: bool) -> Bundle:
-    from medseg.bundles import Bundle, list_bundles
-
-    try:
-        if name is not None:
-            return Bundle.load(name)
-    except (ValueError, FileNotFoundError) as error:
-        fail(str(error), EXIT_USAGE)
-    known = list_bundles()
-    if len(known) != 1:
-        names = ", ".join(b.name for b in known) or "none"
-        fail(f"--bundle is missing: give a name or a folder; installed bundles: {names}", EXIT_USAGE)
-    if not quiet:
-        note(f"using the only installed bundle, {known[0].name} ({', '.join(known[0].labels.values())})")
-    return known[0]
-
-
-def _parse_size(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        fail(f"--roi-size must be voxel counts such as 96,96,96, got {text!r}", EXIT_USAGE)
-    return tuple(int(n) for n in text.split(","))
-
-
-def _parse_bytes(text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    if not match:
-        fail(f"--max-memory must be a size such as 12GB or 800MB, got {text!r}", EXIT_USAGE)
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def _parse_labels(text: str | None, bundle: Bundle) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    by_name = {n.lower(): i for i, n in bundle.labels.items()} | {str(i): i for i in bundle.labels}
-    wanted = [t.strip().lower() for t in text.split(",") if t.strip()]
-    unknown = [t for t in wanted if t not in by_name]
-    if unknown or not wanted:
-        known = ", ".join(f"{i} {n}" for i, n in bundle.labels.items())
-        fail(f"--labels: {', '.join(unknown) or 'empty'} not known; bundle {bundle.name} has: {known}", EXIT_USAGE)
-    return tuple(sorted({by_name[t] for t in wanted}))
-
-
-def _find_cases(inputs: list[str], channels: list[str], bundle: Bundle) -> list[Case]:
-    from medseg.data import Case, find_cases, strip_nifti_ending
-
-    names = list(bundle.input_channels.values())
-    try:
-        if not channels:
-            return find_cases(inputs, channel_names=names)
-    except (ValueError, OSError) as error:
-        fail(str(error), EXIT_BAD_INPUT if inputs else EXIT_USAGE)
-    given = dict(c.split("=", 1) for c in channels if "=" in c)
-    if inputs or len(given) != len(channels) or {n.lower() for n in given} != {n.lower() for n in names}:
-        wanted = " ".join(f"--channels {n}=FILE" for n in names)
-        fail(f"--channels stands in place of INPUT and names every channel once: {wanted}", EXIT_USAGE)
-    by_name = {n.lower(): Path(p) for n, p in given.items()}
-    files = tuple(by_name[n.lower()] for n in names)
-    return [Case(strip_nifti_ending(files[0].name), files)]
-
-
-def _check_outputs(
-    cases: Sequence[Case],
-    output: Path,
-    bundle: Bundle,
-    split: bool,
-    may_exist: bool,
-    stats: Path | None,
-    preview: Path | None,
-    report: Path | None,
-) -> None:
-    """Refuse what cannot be written before any time is spent."""
-    from medseg.data import name_outputs
-
-    is_file = output.name.lower().endswith((".nii", ".nii.gz"))
-    if len(cases) > 1 and is_file:
-        fail(f"-o {output} is a file, but there are {len(cases)} cases; give a folder", EXIT_USAGE)
-    if len(cases) > 1 and preview is not None and preview.suffix.lower() == ".png":
-        fail(f"--preview {preview} is a file, but there are {len(cases)} cases; give a folder", EXIT_USAGE)
-    if stats is not None and stats.suffix.lower() not in (".json", ".csv"):
-        fail(f"--stats must end in .json or .csv, got {stats.name!r}", EXIT_USAGE)
-    names = [name_outputs(case, output) for case in cases]
-    masks = [p for n in names for p in ([n.split(x) for x in bundle.labels.values()] if split else [n.mask])]
-    taken = [p for p in [*masks, stats, report] if p is not None and p.exists()]
-    if taken and not may_exist:
-        more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
-        fail(f"{taken[0]}{more} exists already; use --resume to skip, or --overwrite to replace", EXIT_USAGE)
-    for folder in {masks[0].parent, *(p.parent for p in (stats, report) if p is not None)}:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".medseg_write_test"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            fail(f"cannot write to {folder}: {error.strerror or error}; choose another folder", EXIT_USAGE)
 
 
 def _follow(

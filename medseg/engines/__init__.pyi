@@ -3,7 +3,8 @@ from .devices import DeviceNotFoundError
 from .evaluation import Comparison, Evaluation, compare, evaluate
 from .handlers import EpochSeeder, StopOnNonFiniteLoss, TrainingCheckpoint
 from .memory_plan import InsufficientMemoryError, MemoryPlan
-from .prediction import CaseResult, PredictionOptions, predict_cases
+from .prediction import CaseResult, predict_cases
+from .prediction_options import PredictionOptions
 from .predictor import Prediction, Predictor, PreparedCase
 from .training import TrainingProgress, train_bundle
 

@@ -28,50 +28,22 @@ from medseg.data import (
     OutputNames,
     Volume,
     VolumeError,
-    atomic_path,
     check_same_grid,
     name_outputs,
     read_channels,
     read_image,
     read_mask,
-    write_mask,
-    write_probabilities,
 )
 from medseg.engines.cleanup import keep_largest_component, remove_small_components
 from medseg.engines.memory_plan import MemoryPlan, available_memory
+from medseg.engines.prediction_files import write_companions, write_json, write_masks
+from medseg.engines.prediction_options import PredictionOptions
 from medseg.engines.predictor import Prediction, Predictor, PreparedCase
-from medseg.report import draw_preview, label_colour, label_statistics
+from medseg.report import label_statistics
 
 Status = Literal["ok", "failed", "skipped"]
 # Memory that reading and preprocessing take for each voxel at their peak: the array, its copies, resampling in float64.
 _BYTES_READING = 40
-
-
-@dataclass(frozen=True)
-class PredictionOptions:
-    """What to keep, clean and write for every case.
-
-    Attributes:
-        labels: label values to keep; None keeps all.
-        split: write one mask a label instead of one label map.
-        largest_component: keep the largest connected component of each label.
-        remove_small: remove connected components below this volume in mm3.
-        threshold: probability below which the best class gives way to background.
-        save_probabilities: write class probabilities as a 4D float32 file.
-        label_table: store the label names inside the mask file as well.
-        statistics: measure every label.
-        preview: draw a picture; its path where only one case is predicted, else a folder, or None.
-    """
-
-    labels: tuple[int, ...] | None = None
-    split: bool = False
-    largest_component: bool = False
-    remove_small: float = 0.0
-    threshold: float | None = None
-    save_probabilities: bool = False
-    label_table: bool = False
-    statistics: bool = False
-    preview: Path | None = None
 
 
 @dataclass
@@ -284,11 +256,11 @@ def _write_case(ready: _Ready, predictor: Predictor, options: PredictionOptions)
     names.mask.parent.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     try:
-        for path in _write_companions(names, prediction, labels, first, ready.label_names, options):
+        for path in write_companions(names, prediction, labels, first, ready.label_names, options):
             written.append(path)
-        _write_json(names.sidecar, _sidecar(predictor, ready.case, ready.label_names, ready.fingerprint, notes))
+        write_json(names.sidecar, _sidecar(predictor, ready.case, ready.label_names, ready.fingerprint, notes))
         written.append(names.sidecar)
-        for path in _write_masks(ready.masks, labels, first, ready.label_names, options):
+        for path in write_masks(ready.masks, labels, first, ready.label_names, options):
             written.append(path)
     except BaseException:
         for path in written:
@@ -296,46 +268,6 @@ def _write_case(ready: _Ready, predictor: Predictor, options: PredictionOptions)
         raise
     result.outputs = [*ready.masks, *(path for path in written if path not in ready.masks)]
     return result
-
-
-def _write_companions(
-    names: OutputNames,
-    prediction: Prediction,
-    labels: np.ndarray,
-    first: Volume,
-    label_names: Mapping[int, str],
-    options: PredictionOptions,
-) -> Iterator[Path]:
-    """Write what goes with a mask; yield each path once it is whole."""
-    if options.save_probabilities and prediction.probabilities is not None:
-        yield write_probabilities(names.probabilities, prediction.probabilities, first)
-    if options.preview is not None:
-        path = _preview_path(names, options.preview)
-        yield draw_preview(path, first.array, labels, first.affine, names=label_names, title=names.mask.name)
-    if names.table is not None:
-        _describe_derivatives(names.mask)
-        yield _write_table(names.table, label_names)
-
-
-def _write_table(path: Path, label_names: Mapping[int, str]) -> Path:
-    rows = [("index", "name", "color"), ("0", "background", "#000000")]
-    rows += [
-        (str(label), name, "#{:02x}{:02x}{:02x}".format(*label_colour(label))) for label, name in label_names.items()
-    ]
-    with atomic_path(path) as part:
-        part.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def _write_masks(
-    masks: Sequence[Path], labels: np.ndarray, first: Volume, label_names: Mapping[int, str], options: PredictionOptions
-) -> Iterator[Path]:
-    if not options.split:
-        yield write_mask(masks[0], labels, first, label_names if options.label_table else None)
-        return
-    for path, (value, name) in zip(masks, label_names.items(), strict=True):
-        binary = (labels == value).astype(np.uint8)
-        yield write_mask(path, binary, first, {1: name} if options.label_table else None)
 
 
 def _clean(labels: np.ndarray, like: Volume, options: PredictionOptions) -> np.ndarray:
@@ -418,29 +350,6 @@ def _sha256(path: Path) -> str:
     if not path.is_file():
         raise VolumeError(f"{path}: no such file; check the path")
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _preview_path(names: OutputNames, preview: Path) -> Path:
-    if preview.suffix.lower() == ".png":
-        preview.parent.mkdir(parents=True, exist_ok=True)
-        return preview
-    if names.table is not None:
-        return names.preview
-    preview.mkdir(parents=True, exist_ok=True)
-    return preview / names.preview.name
-
-
-def _describe_derivatives(mask: Path) -> None:
-    """Write the description that every BIDS derivative data set needs, at its root."""
-    root = next(p for p in mask.parents if p.name == "medseg" and p.parent.name == "derivatives")
-    generated_by = [{"Name": "medseg", "Version": medseg.__version__}]
-    content = {"Name": "medseg", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": generated_by}
-    _write_json(root / "dataset_description.json", content)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_path(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.inferers import Inferer, SlidingWindowInferer, SlidingWindowInfererAdapt
 from monai.transforms import Compose, LoadImaged, SaveImaged, Spacingd
 
 from medseg.bundles import Bundle
@@ -31,18 +30,10 @@ from medseg.engines.memory_plan import (
     choose_plan,
 )
 from medseg.engines.ways_back import Ending, Task, Way, grid_of, map_back
-from medseg.inferers import (
-    Engine,
-    MirrorInferer,
-    Precision,
-    Slab,
-    StreamingSlidingWindowInferer,
-    select_backend,
-)
+from medseg.engines.windows import Windows
+from medseg.inferers import Engine, Precision, Slab, select_backend
 
 Memory = Literal["auto", "normal", "low"]
-# Voxels in one pass on a CPU, where larger batches take memory and gain no time.
-_CPU_BATCH_VOXELS = 2**18
 
 
 @dataclass
@@ -132,11 +123,19 @@ class Predictor:
             self.preprocessing = _without(parser.get_parsed_content("preprocessing"), LoadImaged)
             self.ending = Ending.of(_without(parser.get_parsed_content("postprocessing"), SaveImaged))
             inferer = parser.get_parsed_content("inferer")
-        self.inferer, self.mirror = _split_mirror(inferer, parser.get("mirror_axes"), tta)
-        _adjust_windows(self.inferer, overlap, roi_size, sw_batch_size, skip_empty)
+        self.windows = Windows(
+            inferer,
+            parser.get("mirror_axes"),
+            tta,
+            overlap=overlap,
+            roi_size=roi_size,
+            sw_batch_size=sw_batch_size,
+            skip_empty=skip_empty,
+        )
         if self.device.type == "cpu" and sw_batch_size is None:
-            _limit_batch(self.inferer)
-        window = self._window_shape()
+            self.windows.limit_batch()
+        shape = self.windows.fixed_shape
+        window = (len(self.bundle.input_channels), *shape) if shape else None
         self.backend = select_backend(network, window, device=self.device, engine=engine, precision=precision)
         self.precision = self.backend.precision
         self._activations = activation_bytes(network, window) if window else 0
@@ -251,7 +250,7 @@ class Predictor:
         notes = []
         if plan.way == "low" and self.memory == "auto":
             notes.append("memory plan low: labels were mapped back by nearest neighbour (see --memory)")
-        task = Task(data, self.ending, self._slab_axis(shape), self.num_classes, grid, keep, threshold)
+        task = Task(data, self.ending, self.windows.axis(shape), self.num_classes, grid, keep, threshold)
         slabs = self._slabs(image.as_tensor()[None].to(self.device), task.axis, on_windows)
         mapped, kept = map_back(plan.way, slabs, task)
         if keep and kept is None:
@@ -262,12 +261,7 @@ class Predictor:
         return Prediction(labels, kept.numpy() if kept is not None else None, notes, plan)
 
     def _slabs(self, image: torch.Tensor, axis: int, on_windows: Callable[[int, int], None] | None) -> Iterator[Slab]:
-        network = self.mirror.mirrored(self.backend) if self.mirror is not None else self.backend
-        if isinstance(self.inferer, StreamingSlidingWindowInferer):
-            slabs = self.inferer.slabs(image, network, axis=axis, on_windows=on_windows)
-        else:
-            slabs = iter([Slab(0, image.shape[axis + 2], self.inferer(image, network)[0].float())])
-        for slab in slabs:
+        for slab in self.windows.slabs(image, self.backend, axis, on_windows):
             if not bool(slab.logits.sum().isfinite()):
                 advice = "use --precision fp32" if self.precision != "fp32" else "check its weights and the image"
                 raise ValueError(f"bundle {self.bundle.name}: its network answers with NaN or infinity; {advice}")
@@ -285,28 +279,17 @@ class Predictor:
         return ("low",) if self.memory == "low" else (normal, "low")
 
     def _choose_plan(self, first: Volume, shape: tuple[int, ...], ways: Sequence[Way], *, keep: bool) -> MemoryPlan:
-        streaming = isinstance(self.inferer, StreamingSlidingWindowInferer)
         size = CaseSize(
             input_voxels=first.array.size,
             network_shape=shape,
-            window=self.inferer.window(shape) if streaming else shape,
-            axis=self._slab_axis(shape),
-            batch_size=self.inferer.sw_batch_size if streaming else 1,
+            window=self.windows.shape(shape),
+            axis=self.windows.axis(shape),
+            batch_size=self.windows.batch_size,
             channels=len(self.bundle.input_channels),
             num_classes=self.num_classes,
             activations=self._activations,
         )
         return choose_plan(size, ways, available_memory(self.max_memory), keep=keep)
-
-    def _slab_axis(self, shape: tuple[int, ...]) -> int:
-        return self.inferer.slab_axis(shape) if isinstance(self.inferer, StreamingSlidingWindowInferer) else 0
-
-    def _window_shape(self) -> tuple[int, ...] | None:
-        """Shape of a window without the batch, where it does not depend on the volume."""
-        roi = self.inferer.roi_size if isinstance(self.inferer, StreamingSlidingWindowInferer) else None
-        if roi is None or isinstance(roi, int) or any(r is None or r <= 0 for r in roi):
-            return None
-        return (len(self.bundle.input_channels), *roi)
 
     def _resampled_shape(self, volume: Volume) -> tuple[int, ...]:
         """About the shape on the network's grid, before the preprocessing has run."""
@@ -351,48 +334,6 @@ def _load_network(bundle: Bundle, parser: ConfigParser, device: torch.device) ->
 
 def _without(chain: Compose, kind: type) -> Compose:
     return Compose([t for t in chain.flatten().transforms if not isinstance(t, kind)])
-
-
-def _split_mirror(
-    inferer: Inferer, mirror_axes: Sequence[int] | None, tta: str
-) -> tuple[Inferer, MirrorInferer | None]:
-    """The inferer that moves the windows, streaming where it can, and the mirroring inside a window."""
-    if tta not in ("auto", "none", "mirror"):
-        raise ValueError(f"tta must be auto, none or mirror, got {tta!r}")
-    mirror = inferer if isinstance(inferer, MirrorInferer) else None
-    inner = mirror.inferer if mirror is not None else inferer
-    if type(inner) in (SlidingWindowInferer, SlidingWindowInfererAdapt) and not inner.with_coord:
-        inner = StreamingSlidingWindowInferer.from_monai(inner)
-    if tta == "mirror" and mirror is None:
-        if not mirror_axes:
-            raise ValueError("tta 'mirror': the bundle names no mirror_axes that its network was trained for; use none")
-        mirror = MirrorInferer(inner, mirror_axes)
-    return inner, None if tta == "none" else mirror
-
-
-def _adjust_windows(
-    inferer: Inferer,
-    overlap: float | None,
-    roi_size: Sequence[int] | None,
-    sw_batch_size: int | None,
-    skip_empty: bool | None,
-) -> None:
-    if overlap is not None and not 0 <= overlap < 1:
-        raise ValueError(f"overlap must be in [0, 1), got {overlap}")
-    given = {"overlap": overlap, "roi_size": roi_size, "sw_batch_size": sw_batch_size, "skip_empty": skip_empty}
-    for name, value in given.items():
-        if value is None:
-            continue
-        if not hasattr(inferer, name):
-            raise ValueError(f"{name} was given, but the bundle's inferer {type(inferer).__name__} has no such setting")
-        setattr(inferer, name, tuple(roi_size) if name == "roi_size" and roi_size else value)
-
-
-def _limit_batch(inferer: Inferer) -> None:
-    roi = getattr(inferer, "roi_size", None)
-    if isinstance(inferer, StreamingSlidingWindowInferer) and roi is not None and not isinstance(roi, int):
-        voxels = int(np.prod([max(r or 1, 1) for r in roi]))
-        inferer.sw_batch_size = min(inferer.sw_batch_size, max(_CPU_BATCH_VOXELS // voxels, 1))
 
 
 def _as_metatensor(channels: Sequence[Volume]) -> MetaTensor:

@@ -168,7 +168,7 @@ def test_a_case_whose_mask_cannot_be_written_leaves_nothing_behind(predictor, sc
     def disk_full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("medseg.engines.prediction.write_mask", disk_full)
+    monkeypatch.setattr("medseg.engines.prediction_files.write_mask", disk_full)
     options = PredictionOptions(save_probabilities=True, preview=tmp_path / "out")
     results = _run(predictor, scans, tmp_path / "out", options)
     assert [r.reason for r in results] == ["No space left on device"] * 3

@@ -244,7 +244,8 @@ def test_bad_arguments_are_refused(bundle, arguments, match):
 
 def test_window_settings_reach_the_inferer(bundle):
     predictor = Predictor(str(bundle), device="cpu", overlap=0.5, roi_size=[8, 8, 8], sw_batch_size=2)
-    assert (predictor.inferer.overlap, predictor.inferer.roi_size, predictor.inferer.sw_batch_size) == (
+    inferer = predictor.windows.streaming
+    assert (inferer.overlap, inferer.roi_size, inferer.sw_batch_size) == (
         0.5, (8, 8, 8), 2,
     )  # fmt: skip
 
@@ -257,7 +258,7 @@ def test_mirroring_uses_the_axes_of_the_bundle(tmp_path, phantom):
     config["mirror_axes"] = [0]
     path.write_text(json.dumps(config))
     mirrored = Predictor(str(folder), device="cpu", tta="mirror")
-    assert mirrored.mirror.axes == (0,)
+    assert mirrored.windows.mirror.axes == (0,)
     # A 1 x 1 x 1 convolution commutes with mirroring.
     assert np.array_equal(
         mirrored.predict([volume]).labels, Predictor(str(folder), device="cpu").predict([volume]).labels
