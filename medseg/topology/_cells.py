@@ -96,6 +96,16 @@ def square_values(edges: Ints, n0: int, n1: int, n2: int) -> Ints:
 
 
 @compiled
+def pixel_square_values(ranks: Ints, n1: int, n2: int) -> Ints:
+    """Rank at which each square of an image (n0 = 1) appears, by smallest corner; -1 where there is no square."""
+    values = np.full(ranks.size, -1, np.int32)
+    for y in range(n1 - 1):
+        for v in range(y * n2, y * n2 + n2 - 1):
+            values[v] = max(max(ranks[v], ranks[v + 1]), max(ranks[v + n2], ranks[v + n2 + 1]))
+    return values
+
+
+@compiled
 def cube_values(squares: Ints, n0: int, n1: int, n2: int) -> Ints:
     """Rank at which each cube appears, by smallest corner; -1 where there is no cube."""
     plane = n1 * n2
@@ -136,8 +146,45 @@ def invert_order(order: Ints, size: int) -> Ints:
 
 
 @compiled
+def without_loop_edges(edges: Ints, n0: int, n1: int, n2: int) -> Ints:
+    """Edge values with -1 for each edge that comes last around some square: it closes a loop and joins nothing."""
+    kept = edges.copy()
+    p, r = 3 * n1 * n2, 3 * n2
+    base = 0
+    for x in range(n0):
+        for y in range(n1):
+            for z in range(n2):
+                for axis in range(3):
+                    if axis == 0 and y + 1 < n1 and z + 1 < n2:
+                        around = (base + 1, base + 2, base + 4, base + r + 2)
+                    elif axis == 1 and x + 1 < n0 and z + 1 < n2:
+                        around = (base, base + 2, base + 3, base + p + 2)
+                    elif axis == 2 and x + 1 < n0 and y + 1 < n1:
+                        around = (base, base + 1, base + r, base + p + 1)
+                    else:
+                        continue
+                    last = around[0]
+                    for edge in around[1:]:  # ascending numbers, so that ties go to the later one
+                        if edges[edge] >= edges[last]:
+                            last = edge
+                    kept[last] = -1
+                base += 3
+    return kept
+
+
+@compiled
 def carrying_voxels(cells: Ints, dim: int, values: Ints, ranks: Ints, n0: int, n1: int, n2: int) -> Ints:
-    """One voxel per cell that carries its value: the last such corner, but the first for cubes."""
+    """One voxel per cell that carries its value: the last such corner, but the first for cubes.
+
+    Args:
+        cells: numbers of cells.
+        dim: their dimension.
+        values: their values, in the same order.
+        ranks: rank of every voxel.
+        n0: length of axis 0.
+        n1: length of axis 1.
+        n2: length of axis 2.
+    """
     strides = np.array([n1 * n2, n2, 1])
     voxels = np.empty(cells.size, np.int32)
     for i in range(cells.size):
@@ -151,7 +198,7 @@ def carrying_voxels(cells: Ints, dim: int, values: Ints, ranks: Ints, n0: int, n
                 if corner & (4 >> a):
                     inside = dim == 3 or (dim == 1 and a == axis) or (dim == 2 and a != axis)
                     step = step + strides[a] if inside and step >= 0 else -1
-            if step >= 0 and ranks[step] == values[cell] and (dim != 3 or found < 0):
+            if step >= 0 and ranks[step] == values[i] and (dim != 3 or found < 0):
                 found = step
         voxels[i] = found
     return voxels

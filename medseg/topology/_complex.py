@@ -18,6 +18,7 @@ from medseg.topology import _cavities, _cells, _components, _tunnels
 
 Ints = NDArray[np.int32]
 NOTHING = np.zeros(0, np.int32)
+Mask = NDArray[np.bool_]
 NO_MASK = np.zeros(0, np.bool_)
 
 
@@ -42,6 +43,7 @@ class Grid:
         self.strides = np.array([self.plane, self.shape[2], 1], np.int64)
         # Steps across a wall: squares are numbered by their normal; edges of an image by the axis they lie along.
         self.wall_steps = self.strides if self.num_axes == 3 else self.strides[[0, 2, 1]]
+        self.front = self.plane if self.num_axes == 3 else self.shape[2]
 
 
 class Complex:
@@ -81,55 +83,71 @@ class Complex:
     @cached_property
     def regions(self) -> Ints:
         """Values of the top cells with the outside around them, as the dual union-find needs them."""
-        top = self.square_values[::3] if self.grid.num_axes == 2 else None
-        if top is None:
+        if self.grid.num_axes == 2:
+            top = _cells.pixel_square_values(self.ranks, *self.grid.shape[1:])
+        else:
             top = _cells.cube_values(self.square_values, *self.grid.shape)
-        return _cavities.frame_regions(np.ascontiguousarray(top), self.grid.plane)
+        return _cavities.frame_regions(top, self.grid.front)
 
-    def pair_top(self, other: Complex | None = None) -> tuple[Bars, Ints, NDArray[np.bool_]]:
-        """Bars of the highest dimension, their deaths in the comparison image, and the births among the walls."""
-        walls = self.square_order if self.grid.num_axes == 3 else self.edge_order
-        values = self.square_values if self.grid.num_axes == 3 else self.edge_values
-        regions = NOTHING if other is None else other.regions
+    def values(self, cells: Ints, dim: int) -> Ints:
+        """Ranks at which the given cells of one dimension appear."""
+        if dim == 0:
+            return self.ranks[cells]
+        if dim == self.grid.num_axes > 1:
+            return self.regions[cells + self.grid.front]
+        return (self.edge_values if dim == 1 else self.square_values)[cells]
+
+    def pair_top(self, other: Complex | None = None) -> tuple[Bars, Ints, Mask]:
+        """Bars of the highest dimension, their deaths in `other`, and which walls are births, in their order."""
+        volume = self.grid.num_axes == 3
         births, deaths, others, is_birth = _cavities.pair_regions(
-            walls, values, self.regions, regions, self.grid.wall_steps, self.grid.plane
+            self.square_order if volume else self.edge_order,
+            self.square_values if volume else self.edge_values,
+            self.regions,
+            NOTHING if other is None else other.regions,
+            self.grid.wall_steps,
+            self.grid.front,
         )
         return Bars(births, deaths), others, is_birth
 
-    def pivots(self, columns: Complex, cleared: NDArray[np.bool_]) -> Ints:
-        """Birth edge of the tunnel that each square of `columns` kills, by square number; -1 where it kills none."""
-        _, n1, n2 = self.grid.shape
-        return _tunnels.reduce_squares(columns.square_order, cleared, self.edge_positions, self.edge_order, n1, n2)
-
-    def pair_tunnels(self, cleared: NDArray[np.bool_]) -> tuple[Bars, NDArray[np.bool_]]:
-        """Bars of dimension 1 of a volume, and the edges that begin a tunnel, of length zero included."""
-        births, deaths, is_birth = _tunnels.bars_of_pivots(
-            self.pivots(self, cleared), self.square_order, self.edge_values, self.square_values
+    def pair_tunnels(self, cleared: Mask) -> tuple[Bars, Mask]:
+        """Bars of dimension 1 of a volume, and which edges begin a tunnel of any length, in their order."""
+        owners = np.full(self.edge_order.size, -1, np.int32)
+        columns, rows = _tunnels.reduce_squares(
+            self.square_order, cleared, self.edge_positions, owners, *self.grid.shape[1:], -1
         )
-        return Bars(births, deaths), is_birth
+        births, deaths = self.edge_order[rows], self.square_order[columns]
+        longer = self.edge_values[births] < self.square_values[deaths]
+        return Bars(births[longer], deaths[longer]), owners >= 0
 
-    def pair_components(self, is_birth: NDArray[np.bool_]) -> Bars:
-        """Bars of dimension 0; `is_birth` marks edges that begin a loop or tunnel, empty if not known."""
-        return Bars(
-            *_components.pair_components(self.edge_order, self.edge_values, self.ranks, self.grid.strides, is_birth)
-        )
+    def pair_image_tunnels(self, births: Ints, columns: Ints, cleared: Mask) -> tuple[Ints, Ints]:
+        """Which of these births is killed by which column, where columns are squares in another image's order."""
+        owners = np.full(self.edge_order.size, -1, np.int32)
+        owners[self.edge_positions[births]] = -2 - np.arange(births.size, dtype=np.int32)
+        return _tunnels.reduce_squares(columns, cleared, self.edge_positions, owners, *self.grid.shape[1:], births.size)
+
+    def merging_edges(self, is_birth: Mask) -> Ints:
+        """Ordered edges without those that begin a loop; as far as a look at single squares tells if not known."""
+        if is_birth.size:
+            return self.edge_order[~is_birth]
+        return _cells.sort_cells(_cells.without_loop_edges(self.edge_values, *self.grid.shape), self.num_ranks)
+
+    def pair_components(self, is_birth: Mask) -> Bars:
+        """Bars of dimension 0; `is_birth` says which edges, in their order, begin a loop; empty if not known."""
+        edges = self.merging_edges(is_birth)
+        return Bars(*_components.pair_components(edges, self.edge_values, self.ranks, self.grid.strides))
 
     def voxels(self, bars: Bars, dim: int) -> NDArray[np.int64]:
         """Birth and death voxels (n, 2) of bars, as flat indices."""
-        sides = [(bars.births, dim), (bars.deaths, dim + 1)]
-        return np.stack([self._carry(cells, d) for cells, d in sides], 1).astype(np.int64)
+        voxels = np.empty((bars.births.size, 2), np.int64)
+        if bars.births.size:
+            voxels[:, 0] = self._carry(bars.births, dim)
+            voxels[:, 1] = self._carry(bars.deaths, dim + 1)
+        return voxels
 
     def _carry(self, cells: Ints, dim: int) -> Ints:
-        if dim == 0 or cells.size == 0:
-            return cells
-        if dim == 2 and self.grid.num_axes == 2:
-            cells = cells * np.int32(3)  # top cells of an image are squares normal to axis 0
-        return _cells.carrying_voxels(cells, dim, self.values(dim), self.ranks, *self.grid.shape)
-
-    def values(self, dim: int) -> Ints:
-        """Rank at which each cell of a dimension appears, by its number."""
         if dim == 0:
-            return self.ranks
-        if dim == 1:
-            return self.edge_values
-        return self.square_values if dim == 2 else self.regions[self.grid.plane : -1]
+            return cells
+        # The squares of an image are numbered as top cells, by their corner; as squares they are normal to axis 0.
+        numbers = cells * np.int32(3) if dim == self.grid.num_axes == 2 else cells
+        return _cells.carrying_voxels(numbers, dim, self.values(cells, dim), self.ranks, *self.grid.shape)

@@ -31,17 +31,13 @@ def younger(ranks: Ints, a: int, b: int) -> bool:
 
 
 @compiled
-def pair_components(
-    order: Ints, values: Ints, ranks: Ints, strides: NDArray[np.int64], is_birth: NDArray[np.bool_]
-) -> tuple[Ints, Ints]:
-    """Bars of dimension 0 as birth voxels and death edges; edges that begin a loop (`is_birth`) are passed over."""
+def pair_components(order: Ints, values: Ints, ranks: Ints, strides: NDArray[np.int64]) -> tuple[Ints, Ints]:
+    """Bars of dimension 0 as birth voxels and death edges; `order` may leave out edges that begin a loop."""
     parents = np.arange(ranks.size).astype(np.int32)
     births = np.empty(ranks.size, np.int32)
     deaths = np.empty(ranks.size, np.int32)
     count = 0
     for edge in order:
-        if is_birth.size and is_birth[edge]:
-            continue
         v = edge // 3
         a = find_root(parents, v)
         b = find_root(parents, v + strides[edge % 3])
@@ -64,7 +60,6 @@ def match_components(
     strides: NDArray[np.int64],
     ranks: tuple[Ints, Ints, Ints],
     bars_at: tuple[Ints, Ints],
-    is_birth: NDArray[np.bool_],
     positive: bool,
 ) -> Ints:
     """Matched bars (M, 2) of dimension 0; `ranks` of comparison, prediction, target; `bars_at` birth voxel, or -1."""
@@ -76,8 +71,6 @@ def match_components(
     matched = np.empty((rank_c.size, 2), np.int32)
     count = 0
     for edge in order:
-        if is_birth.size and is_birth[edge]:
-            continue
         v = edge // 3
         a = find_root(parents, v)
         b = find_root(parents, v + strides[edge % 3])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medseg.topology import _components
 from medseg.topology._cells import rank_values
-from medseg.topology._complex import NO_BARS, NO_MASK, Bars, Complex, Grid
+from medseg.topology._complex import NO_BARS, NO_MASK, Bars, Complex, Grid, Mask
 
 Ints = NDArray[np.int32]
 
@@ -41,8 +41,8 @@ def pair_images(
 ) -> dict[int, Pairing]:
     """Match two flat images in their sublevel filtrations, by dimension."""
     grid = Grid(shape)
-    ranks, num_ranks = rank_values(np.concatenate((u, t)))
-    image_u, image_t = (Complex(r, num_ranks, grid) for r in (ranks[: u.size], ranks[u.size :]))
+    ranks_u, ranks_t, num_ranks = _rank_together(u, t)
+    image_u, image_t = Complex(ranks_u, num_ranks, grid), Complex(ranks_t, num_ranks, grid)
     image_c = Complex(np.minimum(image_u.ranks, image_t.ranks), num_ranks, grid)
     matcher = _Matcher(image_u, image_t, image_c, dims, positive)
     return {
@@ -51,9 +51,18 @@ def pair_images(
     }
 
 
-def _barcode(
-    image: Complex, dims: Sequence[int], other: Complex | None = None
-) -> tuple[dict[int, Bars], Ints, NDArray[np.bool_]]:
+def _rank_together(u: NDArray[np.float32], t: NDArray[np.float32]) -> tuple[Ints, Ints, int]:
+    """Ranks of both images that compare with each other; of a binary target only its two values are sorted."""
+    low, high = t.min(), t.max()
+    is_high = t == high
+    if np.count_nonzero(is_high) + np.count_nonzero(t == low) >= t.size:
+        ranks, num_ranks = rank_values(np.concatenate((u, [low, high]), dtype=np.float32))
+        return ranks[:-2], np.where(is_high, ranks[-1], ranks[-2]), num_ranks
+    ranks, num_ranks = rank_values(np.concatenate((u, t)))
+    return ranks[: u.size], ranks[u.size :], num_ranks
+
+
+def _barcode(image: Complex, dims: Sequence[int], other: Complex | None = None) -> tuple[dict[int, Bars], Ints, Mask]:
     """Bars of an image by dimension, deaths of the highest in `other`, and births among the squares of a volume."""
     bars = dict.fromkeys(range(-1, 3), NO_BARS)  # -1: the highest dimension of a single voxel
     others, births, squares = np.zeros(0, np.int32), NO_MASK, NO_MASK
@@ -91,39 +100,56 @@ class _Matcher:
         if self.top > 0 and (self.top in open_dims or (self.top == 2 and 1 in open_dims)):
             births = self._match_top()
         if self.top == 2:
-            births = self._match_tunnels(births) if 1 in open_dims else NO_MASK
+            if 1 in open_dims:
+                self._match_tunnels(births)
+            births = NO_MASK
         if 0 in open_dims:
             self._match_components(births)
 
-    def _match_top(self) -> NDArray[np.bool_]:
-        image_u, image_t, image_c = self.images
+    def _match_top(self) -> Mask:
+        image_c = self.images[2]
         bars_c, _, births = image_c.pair_top()
         if self.others_u.size and self.others_t.size:
             bar_u = index_by(self.others_u, image_c.ranks.size)[bars_c.deaths]
             bar_t = index_by(self.others_t, image_c.ranks.size)[bars_c.deaths]
-            deaths = image_c.regions[self.images[2].grid.plane :][bars_c.deaths]
-            self._keep(self.top, bar_u, bar_t, deaths, image_u.values(self.top), image_t.values(self.top))
+            both = (bar_u >= 0) & (bar_t >= 0)
+            bar_u, bar_t, deaths = bar_u[both], bar_t[both], bars_c.deaths[both]
+            keep = np.logical_and(*self._alive(self.top, bar_u, bar_t, deaths)) if self.positive else slice(None)
+            self.matched[self.top] = np.stack([bar_u[keep], bar_t[keep]], 1)
         return births
 
-    def _match_tunnels(self, squares: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _match_tunnels(self, cleared: Mask) -> None:
+        """Match tunnels from the target's few bars: reductions end with the last column that can still matter.
+
+        The comparison image's own bar at a common death is longer than zero if either image bar is; only where both
+        are empty must its barcode be computed.
+        """
         image_u, image_t, image_c = self.images
-        bars_c, births = image_c.pair_tunnels(squares)
-        size = image_c.edge_values.size
-        bar_u = index_by(self.bars_u[1].births, size)[image_u.pivots(image_c, squares)[bars_c.deaths]]
-        bar_t = index_by(self.bars_t[1].births, size)[image_t.pivots(image_c, squares)[bars_c.deaths]]
-        deaths = image_c.square_values[bars_c.deaths]
-        self._keep(1, bar_u, bar_t, deaths, image_u.edge_values, image_t.edge_values)
-        return births
+        order = image_c.square_order
+        columns_t, bar_t = image_t.pair_image_tunnels(self.bars_t[1].births, order, cleared)
+        if not columns_t.size:
+            return
+        end = columns_t[-1] + 1
+        columns_u, bar_u = image_u.pair_image_tunnels(self.bars_u[1].births, order[:end], cleared)
+        columns, at_u, at_t = np.intersect1d(columns_u, columns_t, assume_unique=True, return_indices=True)
+        bar_u, bar_t = bar_u[at_u], bar_t[at_t]
+        alive_u, alive_t = self._alive(1, bar_u, bar_t, order[columns])
+        keep = (alive_u & alive_t) if self.positive else (alive_u | alive_t)
+        if not self.positive and not keep.all():
+            bars_c, _ = image_c.pair_tunnels(cleared)
+            keep |= np.isin(order[columns], bars_c.deaths)
+        self.matched[1] = np.stack([bar_u[keep], bar_t[keep]], 1)
 
-    def _keep(self, dim: int, bar_u: Ints, bar_t: Ints, deaths: Ints, values_u: Ints, values_t: Ints) -> None:
-        """Keep pairs of bars that both exist; with `positive`, only those whose image bars are not empty."""
-        keep = (bar_u >= 0) & (bar_t >= 0)
-        if self.positive:
-            keep &= values_u[self.bars_u[dim].births[bar_u]] < deaths
-            keep &= values_t[self.bars_t[dim].births[bar_t]] < deaths
-        self.matched[dim] = np.stack([bar_u[keep], bar_t[keep]], 1)
+    def _alive(self, dim: int, bar_u: Ints, bar_t: Ints, deaths: Ints) -> tuple[Mask, Mask]:
+        """Which image bars of both images, from these bars' births to these deaths of the comparison, are not empty."""
+        image_u, image_t, image_c = self.images
+        end = image_c.values(deaths, dim + 1)
+        return (
+            image_u.values(self.bars_u[dim].births[bar_u], dim) < end,
+            image_t.values(self.bars_t[dim].births[bar_t], dim) < end,
+        )
 
-    def _match_components(self, births: NDArray[np.bool_]) -> None:
+    def _match_components(self, births: Mask) -> None:
         image_u, image_t, image_c = self.images
         bars_at = (
             index_by(self.bars_u[0].births, image_c.ranks.size),
@@ -131,7 +157,7 @@ class _Matcher:
         )
         ranks = (image_c.ranks, image_u.ranks, image_t.ranks)
         self.matched[0] = _components.match_components(
-            image_c.edge_order, image_c.edge_values, image_c.grid.strides, ranks, bars_at, births, self.positive
+            image_c.merging_edges(births), image_c.edge_values, image_c.grid.strides, ranks, bars_at, self.positive
         )
 
 

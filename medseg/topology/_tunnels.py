@@ -53,82 +53,87 @@ def boundary_offsets(n1: int, n2: int) -> NDArray[np.int64]:
 
 
 @compiled
-def reduce_squares(order: Ints, cleared: NDArray[np.bool_], positions: Ints, edges: Ints, n1: int, n2: int) -> Ints:
-    """Pivot edge of every column, by square number; -1 for cleared squares.
+def reduce_squares(
+    order: Ints, cleared: NDArray[np.bool_], positions: Ints, owners: Ints, n1: int, n2: int, most: int
+) -> tuple[Ints, Ints]:
+    """Reduce columns until `most` rows of interest have been paired; give the pairs of interest.
+
+    Of interest are the rows marked in `owners`, or, where none is marked (`most` < 0), all pairs that took an addition:
+    a column that takes none is paired with an edge of its own value.
 
     Args:
         order: squares in the order of columns.
-        cleared: squares that are births, by number; they are no columns.
+        cleared: squares that are births, by position in `order`; they are no columns.
         positions: position of each edge in the order of rows, by edge number.
-        edges: edges in the order of rows.
+        owners: changed in place, by row: -1 free, -2 - k free and of interest as number k; once paired, the number of
+            the square, or `positions.size` plus the start of the reduced column in the store.
         n1: length of axis 1.
         n2: length of axis 2.
+        most: number of rows of interest, or -1.
+
+    Returns:
+        Columns as positions in `order`, ascending; with each the number k of its row, or the row where none is marked.
     """
     offsets = boundary_offsets(n1, n2)
     size = positions.size
     words = np.zeros((size >> 6) + 1, np.uint64)
     summary = np.zeros((size >> 12) + 1, np.uint64)
     top = np.zeros((size >> 18) + 1, np.uint64)
-    owners = np.full(size, -1, np.int32)  # a square's number, or -2 - (start of its list in the store)
-    pivots = np.full(size, -1, np.int32)
-    store = np.empty(1024, np.int32)
+    columns = np.empty(1024, np.int32)
+    found = np.empty(1024, np.int32)
+    count = 0
+    store = np.empty(4096, np.int32)
     used = 0
-    for square in order:
-        if cleared[square]:
+    for i in range(order.size):
+        if cleared[i]:
             continue
+        square = order[i]
         axis = square % 3
         base = square - axis
         pivot = -1
         for k in range(4):
             pivot = max(pivot, positions[base + offsets[axis, k]])
-        if owners[pivot] == -1:
+        free = owners[pivot]
+        if free < 0:
             owners[pivot] = square
-            pivots[square] = edges[pivot]
-            continue
-        for k in range(4):
-            flip(words, summary, top, positions[base + offsets[axis, k]])
-        while owners[pivot] != -1:
-            owner = owners[pivot]
-            if owner >= 0:
-                axis = owner % 3
-                base = owner - axis
-                for k in range(4):
-                    flip(words, summary, top, positions[base + offsets[axis, k]])
-            else:
-                start = -2 - owner
-                for k in range(start + 1, start + 1 + store[start]):
-                    flip(words, summary, top, store[k])
-            pivot = highest_bit(words, summary, top, pivot)
-        pivots[square] = edges[pivot]
-        owners[pivot] = -2 - used
-        start = used
-        used += 1
-        row = pivot
-        while row >= 0:
-            if used >= store.size:
-                store = np.concatenate((store, np.empty(store.size, np.int32)))
-            store[used] = row
+            if free == -1:
+                continue
+        else:
+            for k in range(4):
+                flip(words, summary, top, positions[base + offsets[axis, k]])
+            while owners[pivot] >= 0:
+                owner = owners[pivot]
+                if owner < size:
+                    axis = owner % 3
+                    base = owner - axis
+                    for k in range(4):
+                        flip(words, summary, top, positions[base + offsets[axis, k]])
+                else:
+                    start = owner - size
+                    for k in range(start + 1, start + 1 + store[start]):
+                        flip(words, summary, top, store[k])
+                pivot = highest_bit(words, summary, top, pivot)
+            free = owners[pivot]
+            owners[pivot] = size + used
+            start = used
             used += 1
-            words[row >> 6] ^= np.uint64(1) << np.uint64(row & 63)
-            row = highest_bit(words, summary, top, row)
-        store[start] = used - start - 1
-    return pivots
-
-
-@compiled
-def bars_of_pivots(pivots: Ints, order: Ints, edges: Ints, squares: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """Bars longer than zero as birth edges and death squares, in the order of deaths, and which edges are births."""
-    is_birth = np.zeros(pivots.size, np.bool_)
-    births = np.empty(order.size, np.int32)
-    deaths = np.empty(order.size, np.int32)
-    count = 0
-    for square in order:
-        edge = pivots[square]
-        if edge < 0:
+            row = pivot
+            while row >= 0:
+                if used >= store.size:
+                    store = np.concatenate((store, np.empty(store.size, np.int32)))
+                store[used] = row
+                used += 1
+                words[row >> 6] ^= np.uint64(1) << np.uint64(row & 63)
+                row = highest_bit(words, summary, top, row)
+            store[start] = used - start - 1
+        if most >= 0 and free == -1:
             continue
-        is_birth[edge] = True
-        if edges[edge] < squares[square]:
-            births[count] = edge
-            deaths[count] = square
-            count += 1
-    return births[:count].copy(), deaths[:count].copy(), is_birth
+        if count == columns.size:
+            columns = np.concatenate((columns, np.empty(count, np.int32)))
+            found = np.concatenate((found, np.empty(count, np.int32)))
+        columns[count] = i
+        found[count] = pivot if most < 0 else -2 - free
+        count += 1
+        if count == most:
+            break
+    return columns[:count].copy(), found[:count].copy()
