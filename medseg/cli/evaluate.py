@@ -55,6 +55,20 @@ def evaluate(
     ] = "error",
     resamples: Annotated[int, typer.Option(min=0, help="Bootstrap resamples for the 95 % intervals.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    topology: Annotated[
+        bool,
+        typer.Option(
+            "--topology",
+            help="Count wrong components, tunnels and cavities: Betti number errors (b0, b1, b2), and features without "
+            "a partner (Betti matching error). Slow where structures fill a large volume.",
+        ),
+    ] = False,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="With --topology, draw matched and unmatched features of PRED, a PNG a label."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
@@ -75,7 +89,11 @@ def evaluate(
             "missing": _one_of(missing, "--missing", ("error", "skip", "empty")),
             "resamples": resamples,
             "seed": seed,
+            "topology": topology,
+            "preview": preview,
         }
+        if preview is not None and not topology:
+            fail("--preview draws topological features; give --topology with it", EXIT_USAGE)
         if output is not None:
             _check_target(output, overwrite)
         result = _run(pred, compare, ref, options, quiet)

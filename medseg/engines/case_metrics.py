@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from medseg.engines.case_topology import add_rim, measure_topology
 from medseg.metrics.counts import dice_from_counts, iou_from_counts, volume_error_from_counts
 from medseg.metrics.empty import EmptyPolicy, name_case
 from medseg.metrics.surface import diagonal_mm, flat_axis, surface_distances
@@ -55,6 +56,7 @@ def measure_case(
     nsd_tolerance_mm: float = 1.0,
     empty: EmptyPolicy | None = None,
     voxel_volume: float | None = None,
+    topology: bool = False,
 ) -> dict[int, LabelMetrics]:
     """Measure a label map against a reference.
 
@@ -66,9 +68,10 @@ def measure_case(
         nsd_tolerance_mm: tolerance of the normalised surface Dice.
         empty: rules for empty masks.
         voxel_volume: volume of a voxel in mm3; None takes the product of the spacings, which a sheared grid is not.
+        topology: whether to count topological errors as well, see `case_topology`.
 
     Returns:
-        For each label the metrics of `METRICS` and the voxel counts of `COUNTS`.
+        For each label the metrics of `METRICS` and the voxel counts of `COUNTS`; with `topology` those of `TOPOLOGY`.
 
     Raises:
         ValueError: shapes differ.
@@ -90,13 +93,21 @@ def measure_case(
         box = boxes.get(label)
         masks = (nothing, nothing) if box is None else (pred[box] == label, ref[box] == label)
         measured[label] = _measure_label(*masks, pred.shape, spacing, nsd_tolerance_mm, empty, voxel)
+        if topology:
+            if box is not None:
+                wide = add_rim(box, pred.shape)
+                masks = (pred[wide] == label, ref[wide] == label)
+            measured[label] |= measure_topology(*masks, empty)
     return measured
 
 
-def empty_metrics(shape: Sequence[int], spacing: Sequence[float], empty: EmptyPolicy) -> LabelMetrics:
+def empty_metrics(
+    shape: Sequence[int], spacing: Sequence[float], empty: EmptyPolicy, *, topology: bool = False
+) -> LabelMetrics:
     """Give the metrics of a label that neither mask holds."""
     nothing = np.zeros((0,) * len(shape), dtype=bool)
-    return _measure_label(nothing, nothing, shape, spacing, 0.0, empty, math.prod(spacing))
+    metrics = _measure_label(nothing, nothing, shape, spacing, 0.0, empty, math.prod(spacing))
+    return metrics | measure_topology(nothing, nothing, empty) if topology else metrics
 
 
 def _measure_label(

@@ -17,6 +17,7 @@ from medseg.data import check_same_grid, read_mask
 from medseg.engines.case_metrics import METRICS, CaseMetrics, LabelMetrics, empty_metrics, measure_case
 from medseg.engines.case_pairs import CasePair, list_some, match_cases
 from medseg.engines.case_statistics import PairedComparison, compare_paired, nan_mean
+from medseg.engines.case_topology import TOPOLOGY, draw_label
 from medseg.metrics.empty import EmptyPolicy, Rule
 
 Progress = Callable[[int, int, str], None]
@@ -46,11 +47,18 @@ class Evaluation:
     def metrics(self, case: CaseMetrics, label: int) -> LabelMetrics:
         """Give the metrics of a label in a case, also where neither mask holds it."""
         found = case.labels.get(label)
-        return empty_metrics(case.shape, case.spacing, self.empty) if found is None else found
+        if found is not None:
+            return found
+        return empty_metrics(case.shape, case.spacing, self.empty, topology=self.settings["topology"])
 
     def values(self, metric: str) -> np.ndarray:
         """Give a metric for all cases and labels, shape (cases, labels), nan where it does not count."""
         return np.array([[self.metrics(case, label)[metric] for label in self.labels] for case in self.cases], float)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics that were measured."""
+        return (*METRICS, *TOPOLOGY) if self.settings["topology"] else METRICS
 
     @property
     def empty(self) -> EmptyPolicy:
@@ -103,6 +111,8 @@ def evaluate(
     missing: Missing = "error",
     resamples: int = 2000,
     seed: int = 0,
+    topology: bool = False,
+    preview: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a predicted mask, or a folder of them, against references.
@@ -120,6 +130,9 @@ def evaluate(
             (`"empty"`), so that a method does not gain by failing.
         resamples: bootstrap resamples for the 95 % intervals; 0 leaves them out.
         seed: seed of the bootstrap.
+        topology: whether to count topological errors: Betti numbers and Betti matching. The time follows the size of
+            the structures' joint box, and reaches minutes for a label that fills a large volume.
+        preview: with `topology`, a folder for pictures of the features of each case and label.
         progress: called with (cases done, all cases, case id) after each case.
 
     Returns:
@@ -134,6 +147,8 @@ def evaluate(
     """
     policy = EmptyPolicy.build(empty)
     _check_options(labels, nsd_tolerance_mm, missing, resamples)
+    if preview is not None and not topology:
+        raise ValueError("preview draws topological features; give topology=True (--topology) with it")
     pairs, surplus = match_cases(Path(pred), Path(ref))
     without = [pair for pair in pairs if pair.prediction is None]
     if without and missing == "error":
@@ -143,9 +158,10 @@ def evaluate(
             "leave them out, or 'empty' to count them as missed"
         )
     chosen = [pair for pair in pairs if pair.prediction is not None or missing == "empty"]
-    options = {"labels": labels, "nsd_tolerance_mm": nsd_tolerance_mm, "empty": policy}
+    options = {"labels": labels, "nsd_tolerance_mm": nsd_tolerance_mm, "empty": policy, "topology": topology}
+    pictures = None if preview is None else (Path(preview), dict(names or {}))
     failures: dict[str, str] = {}
-    cases = tuple(_measure_all(chosen, options, failures, progress))
+    cases = tuple(_measure_all(chosen, options, pictures, failures, progress))
     if not cases:
         case, reason = next(iter(failures.items()))
         raise ValueError(reason if len(failures) == 1 else f"none of {len(failures)} cases worked; {case}: {reason}")
@@ -158,6 +174,7 @@ def evaluate(
             "missing": missing,
             "resamples": resamples,
             "seed": seed,
+            "topology": topology,
         },
         unmatched_predictions=tuple(str(path) for path in surplus),
         unmatched_references=tuple(str(pair.reference) for pair in without),
@@ -185,7 +202,8 @@ def compare(pred: str | Path, other: str | Path, ref: str | Path, **options: Any
     Example:
         >>> compare("ours/", "theirs/", "labels/").labels[1]["Dice"].mean_difference  # doctest: +SKIP
     """
-    first, second = evaluate(pred, ref, **options), evaluate(other, ref, **options)
+    first = evaluate(pred, ref, **options)
+    second = evaluate(other, ref, **{**options, "preview": None})  # pictures are of the first method
     rows = {case.case: i for i, case in enumerate(second.cases)}
     shared = [(i, rows[case.case]) for i, case in enumerate(first.cases) if case.case in rows]
     if not shared:
@@ -196,7 +214,7 @@ def compare(pred: str | Path, other: str | Path, ref: str | Path, **options: Any
     index = np.array(shared)
     by_label: dict[int, dict[str, PairedComparison]] = {label: {} for label in labels}
     foreground = {}
-    for metric in METRICS:
+    for metric in first.metric_names:
         a, b = first.values(metric)[index[:, 0]], second.values(metric)[index[:, 1]]
         for column, label in enumerate(labels):
             by_label[label][metric] = compare_paired(a[:, column], b[:, column], **first.resampling)
@@ -216,18 +234,22 @@ def _check_options(labels: Sequence[int] | None, tolerance: float, missing: str,
 
 
 def _measure_all(
-    pairs: list[CasePair], options: dict[str, Any], failures: dict[str, str], progress: Progress | None
+    pairs: list[CasePair],
+    options: dict[str, Any],
+    pictures: tuple[Path, dict[int, str]] | None,
+    failures: dict[str, str],
+    progress: Progress | None,
 ) -> Iterator[CaseMetrics]:
     for done, pair in enumerate(pairs, start=1):
         try:
-            yield _measure(pair, options)
+            yield _measure(pair, options, pictures)
         except (ValueError, OSError) as error:
             failures[pair.case] = str(error)
         if progress is not None:
             progress(done, len(pairs), pair.case)
 
 
-def _measure(pair: CasePair, options: dict[str, Any]) -> CaseMetrics:
+def _measure(pair: CasePair, options: dict[str, Any], pictures: tuple[Path, dict[int, str]] | None) -> CaseMetrics:
     ref = read_mask(pair.reference)
     if pair.prediction is None:
         pred_array = np.zeros_like(ref.array)
@@ -236,6 +258,10 @@ def _measure(pair: CasePair, options: dict[str, Any]) -> CaseMetrics:
         check_same_grid(ref, pred)
         pred_array = pred.array
     measured = measure_case(pred_array, ref.array, ref.spacing, voxel_volume=ref.voxel_volume, **options)
+    if pictures is not None:
+        folder, names = pictures
+        for label in (label for label, m in measured.items() if m["n_pred"] or m["n_ref"]):
+            draw_label(folder, pair.case, label, names.get(label, str(label)), pred_array, ref.array)
     return CaseMetrics(
         pair.case, str(pair.prediction or ""), str(pair.reference), ref.array.shape, ref.spacing, measured
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from medseg.data.atomic import atomic_path
-from medseg.engines.case_metrics import COUNTS, METRICS, OVERLAP
+from medseg.engines.case_metrics import COUNTS, OVERLAP
 from medseg.engines.case_statistics import bootstrap_ci, describe, nan_mean
 from medseg.engines.evaluation import Comparison, Evaluation
 from medseg.metrics.empty import CASES, name_case
@@ -35,22 +35,23 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         `metric_per_case`; `label_names`, `settings`, `unmatched_predictions`, `unmatched_references`, `failures`.
         Label ids are strings, as in any JSON.
     """
-    values = {metric: evaluation.values(metric) for metric in (*METRICS, *COUNTS)}
+    names = evaluation.metric_names
+    values = {metric: evaluation.values(metric) for metric in (*names, *COUNTS)}
     summary: dict[str, Any] = {
         "foreground_mean": {m: nan_mean(nan_mean(v, axis=0)) for m, v in values.items()},
-        "foreground_ci95": {m: bootstrap_ci(values[m], **evaluation.resampling) for m in METRICS},
+        "foreground_ci95": {m: bootstrap_ci(values[m], **evaluation.resampling) for m in names},
         "mean": {},
         **{name: {} for name in _STATISTICS},
         "worst": {},
         "counts": {},
     }
     for column, label in enumerate(evaluation.labels):
-        described = {m: describe(values[m][:, column], **evaluation.resampling) for m in METRICS}
+        described = {m: describe(values[m][:, column], **evaluation.resampling) for m in names}
         counts = {m: nan_mean(values[m][:, column]) for m in COUNTS}
         summary["mean"][label] = {m: d["mean"] for m, d in described.items()} | counts
         for name in _STATISTICS:
             summary[name][label] = {m: d[name] for m, d in described.items()}
-        summary["worst"][label] = {m: _worst(evaluation, m, values[m][:, column]) for m in METRICS}
+        summary["worst"][label] = {m: _worst(evaluation, m, values[m][:, column]) for m in names}
         summary["counts"][label] = count_cases(values["n_pred"][:, column], values["n_ref"][:, column])
     return plain_json(summary | _details(evaluation))
 

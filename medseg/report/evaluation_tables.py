@@ -15,7 +15,12 @@ _ROWS = {
     "RelativeVolumeError": "rel. vol.",
     "VolumeError_mm3": "vol. mm3",
     "AbsoluteVolumeError_mm3": "|vol.| mm3",
+    "BettiNumberError_0": "b0 error",
+    "BettiNumberError_1": "b1 error",
+    "BettiNumberError_2": "b2 error",
+    "BettiMatchingError": "unmatched",
 }
+_VOLUMES = ("RelativeVolumeError", "VolumeError_mm3", "AbsoluteVolumeError_mm3")  # no mean over labels
 _NOTHING = "-"
 
 
@@ -109,21 +114,24 @@ def interval(ends: Sequence[float | None]) -> str:
 def _metric_table(summary: Mapping[str, Any]) -> str:
     rows = []
     for label in summary["label_names"]:
-        for metric, title in _ROWS.items():
+        for metric in summary["worst"][label]:
             worst = summary["worst"][label][metric]
             rows.append(
                 [
                     _label(label, summary["label_names"]) if metric == "Dice" else "",
-                    title,
+                    _ROWS[metric],
                     *(number(summary[statistic][label][metric]) for statistic in ("mean", "median", "sd")),
                     interval(summary["ci95"][label][metric]),
                     number(None if worst is None else worst["value"]),
                     str(summary["n"][label][metric]),
                 ]
             )
-    for metric, title in list(_ROWS.items())[:5] if len(summary["label_names"]) > 1 else []:
+    shown = [metric for metric in summary["foreground_ci95"] if metric not in _VOLUMES]
+    for metric in shown if len(summary["label_names"]) > 1 else []:
         mean, ci = summary["foreground_mean"][metric], summary["foreground_ci95"][metric]
-        rows.append(["all labels" if metric == "Dice" else "", title, number(mean), "", "", interval(ci), "", ""])
+        rows.append(
+            ["all labels" if metric == "Dice" else "", _ROWS[metric], number(mean), "", "", interval(ci), "", ""]
+        )
     return format_table(["label", "metric", "mean", "median", "sd", "95 % CI", "worst", "n"], rows, text_columns=2)
 
 

@@ -113,6 +113,7 @@ def test_missing_and_surplus_predictions_are_told(run, folders):
         (["--missing", "ignore"], "error, skip, empty"),
         (["-o", "metrics.txt"], ".json or .csv"),
         (["--bundle", "no_such_bundle"], "no_such_bundle"),
+        (["--preview", "pictures"], "give --topology"),
     ],
 )
 def test_wrong_options_are_usage_errors(run, folders, options, message):
@@ -124,6 +125,15 @@ def test_wrong_options_are_usage_errors(run, folders, options, message):
 def test_labels_may_be_given_by_name(run, folders):
     result = run(*folders, "--names", "1=head,2=body", "--labels", "body", "--json")
     assert list(json.loads(result.stdout)["label_names"]) == ["2"]
+
+
+def test_topology_is_counted_and_drawn_when_asked(run, folders, tmp_path):
+    result = run(*folders, "--topology", "--preview", tmp_path / "pictures", "-o", tmp_path / "m.json")
+    assert result.exit_code == 0, result.stderr
+    assert "unmatched" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert json.loads((tmp_path / "m.json").read_text())["mean"]["2"]["BettiMatchingError"] == pytest.approx(1 / 3)
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 6
 
 
 def test_help_explains_empty_masks(run):
