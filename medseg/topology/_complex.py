@@ -129,7 +129,7 @@ class Complex:
     def merging_edges(self, is_birth: Mask) -> Ints:
         """Ordered edges without those that begin a loop; as far as a look at single squares tells if not known."""
         if is_birth.size:
-            return self.edge_order[~is_birth]
+            return _cells.leave_out(self.edge_order, is_birth)
         return _cells.sort_cells(_cells.without_loop_edges(self.edge_values, *self.grid.shape), self.num_ranks)
 
     def pair_components(self, is_birth: Mask) -> Bars:

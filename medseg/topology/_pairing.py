@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medseg.topology import _components
 from medseg.topology._cells import rank_values
 from medseg.topology._complex import NO_BARS, NO_MASK, Bars, Complex, Grid, Mask
+from medseg.topology._crop import find_box
 
 Ints = NDArray[np.int32]
 
@@ -30,25 +31,26 @@ class Pairing(NamedTuple):
 
 def pair_image(u: NDArray[np.float32], shape: Sequence[int], dims: Sequence[int]) -> dict[int, NDArray[np.int64]]:
     """Barcode of a flat image in its sublevel filtration: birth and death voxels by dimension."""
-    ranks, num_ranks = rank_values(u)
-    complex_u = Complex(ranks, num_ranks, Grid(shape))
+    box = find_box([u], shape)
+    ranks, num_ranks = rank_values(box.cut(u, shape))
+    complex_u = Complex(ranks, num_ranks, Grid(box.shape))
     bars, _, _ = _barcode(complex_u, dims)
-    return {d: complex_u.voxels(bars[d], d) for d in dims}
+    return {d: box.restore(complex_u.voxels(bars[d], d), shape) for d in dims}
 
 
 def pair_images(
     u: NDArray[np.float32], t: NDArray[np.float32], shape: Sequence[int], dims: Sequence[int], positive: bool
 ) -> dict[int, Pairing]:
     """Match two flat images in their sublevel filtrations, by dimension."""
-    grid = Grid(shape)
-    ranks_u, ranks_t, num_ranks = _rank_together(u, t)
+    box = find_box([u, t], shape)
+    grid = Grid(box.shape)
+    ranks_u, ranks_t, num_ranks = _rank_together(box.cut(u, shape), box.cut(t, shape))
     image_u, image_t = Complex(ranks_u, num_ranks, grid), Complex(ranks_t, num_ranks, grid)
-    image_c = Complex(np.minimum(image_u.ranks, image_t.ranks), num_ranks, grid)
+    image_c = Complex(np.minimum(ranks_u, ranks_t), num_ranks, grid)
     matcher = _Matcher(image_u, image_t, image_c, dims, positive)
-    return {
-        d: Pairing(image_u.voxels(matcher.bars_u[d], d), image_t.voxels(matcher.bars_t[d], d), matcher.matched[d])
-        for d in dims
-    }
+    bars_u = {d: box.restore(image_u.voxels(matcher.bars_u[d], d), shape) for d in dims}
+    bars_t = {d: box.restore(image_t.voxels(matcher.bars_t[d], d), shape) for d in dims}
+    return {d: Pairing(bars_u[d], bars_t[d], matcher.matched[d]) for d in dims}
 
 
 def _rank_together(u: NDArray[np.float32], t: NDArray[np.float32]) -> tuple[Ints, Ints, int]:

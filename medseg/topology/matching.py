@@ -128,9 +128,15 @@ def match_direction(
     result = {}
     for dim, (bars_u, bars_t, rows) in pair_images(u, t, pred.shape, dims, positive).items():
         matched = np.concatenate((bars_u[rows[:, 0]], bars_t[rows[:, 1]]), axis=1)
-        rest = (np.delete(bars_u, rows[:, 0], axis=0), np.delete(bars_t, rows[:, 1], axis=0))
+        rest = _leave_out(bars_u, rows[:, 0]), _leave_out(bars_t, rows[:, 1])
         result[dim] = FlatMatching(matched, *rest, oldest[: int(include_essential and dim == 0)])
     return result
+
+
+def _leave_out(bars: NDArray[np.int64], rows: NDArray[np.int32]) -> NDArray[np.int64]:
+    keep = np.ones(len(bars), np.bool_)
+    keep[rows] = False
+    return bars[keep]
 
 
 def _to_matching(flat: FlatMatching, dim: int, direction: str, shape: tuple[int, ...], boundary: str) -> BettiMatching:
