@@ -20,7 +20,6 @@ Ints = NDArray[np.int32]
 LATEST = np.int32(2**31 - 1)
 
 
-@compiled
 def frame_regions(top_values: Ints, front: int) -> Ints:
     """Values by node: `front` outside slots, the top cells, and the outside node itself at the end."""
     values = np.full(front + top_values.size + 1, -1, np.int32)

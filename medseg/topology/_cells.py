@@ -28,23 +28,23 @@ def rank_values(values: NDArray[np.float32]) -> tuple[Ints, int]:
     bits = values.view(np.uint32)
     keys = np.empty(n, np.uint32)
     other = np.empty(n, np.uint32)
-    order = np.arange(n).astype(np.int32)
+    order = np.empty(n, np.int32)
     spare = np.empty(n, np.int32)
     for i in range(n):  # negative floats descend in their bits, positive ones ascend; +-0 are one value
         b = bits[i] if values[i] != 0 else np.uint32(0)
+        order[i] = i
         keys[i] = ~b if b >> np.uint32(31) else b | np.uint32(0x80000000)
     for shift in (0, 11, 22):
         starts = np.zeros(2049, np.int64)
         for i in range(n):
             starts[((keys[i] >> np.uint32(shift)) & np.uint32(2047)) + 1] += 1
-        if starts.max() == n:
-            continue
-        starts = np.cumsum(starts)
+        for digit in range(2048):
+            starts[digit + 1] += starts[digit]
         for i in range(n):
-            digit = (keys[i] >> np.uint32(shift)) & np.uint32(2047)
-            spare[starts[digit]] = order[i]
-            other[starts[digit]] = keys[i]
-            starts[digit] += 1
+            place = (keys[i] >> np.uint32(shift)) & np.uint32(2047)
+            spare[starts[place]] = order[i]
+            other[starts[place]] = keys[i]
+            starts[place] += 1
         keys, other = other, keys
         order, spare = spare, order
     ranks = spare

@@ -43,6 +43,7 @@ class Grid:
         self.strides = np.array([self.plane, self.shape[2], 1], np.int64)
         # Steps across a wall: squares are numbered by their normal; edges of an image by the axis they lie along.
         self.wall_steps = self.strides if self.num_axes == 3 else self.strides[[0, 2, 1]]
+        self.around = _tunnels.boundary_offsets(*self.shape[1:])
         self.front = self.plane if self.num_axes == 3 else self.shape[2]
 
 
@@ -114,7 +115,7 @@ class Complex:
         """Bars of dimension 1 of a volume, and which edges begin a tunnel of any length, in their order."""
         owners = np.full(self.edge_order.size, -1, np.int32)
         columns, rows = _tunnels.reduce_squares(
-            self.square_order, cleared, self.edge_positions, owners, *self.grid.shape[1:], -1
+            self.square_order, cleared, self.edge_positions, owners, self.grid.around, -1
         )
         births, deaths = self.edge_order[rows], self.square_order[columns]
         longer = self.edge_values[births] < self.square_values[deaths]
@@ -124,7 +125,7 @@ class Complex:
         """Which of these births is killed by which column, where columns are squares in another image's order."""
         owners = np.full(self.edge_order.size, -1, np.int32)
         owners[self.edge_positions[births]] = -2 - np.arange(births.size, dtype=np.int32)
-        return _tunnels.reduce_squares(columns, cleared, self.edge_positions, owners, *self.grid.shape[1:], births.size)
+        return _tunnels.reduce_squares(columns, cleared, self.edge_positions, owners, self.grid.around, births.size)
 
     def merging_edges(self, is_birth: Mask) -> Ints:
         """Ordered edges without those that begin a loop; as far as a look at single squares tells if not known."""

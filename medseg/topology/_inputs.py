@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 DIRECTIONS = {"superlevel": ("superlevel",), "sublevel": ("sublevel",), "bothlevels": ("superlevel", "sublevel")}
 FRAME_VALUES = {"none": None, "background": 0.0, "foreground": 1.0}
+MOST_VOXELS = 2**28  # three edges per voxel, the frame and the column store are counted in 32 bits
 IMAGE_BARS = {"all": False, "positive": True}
 
 
@@ -21,6 +22,8 @@ def check_images(images: ArrayLike, name: str, *, batch: bool = False) -> NDArra
         raise ValueError(f"{name} has shape {array.shape}; expected {expected}. Call once per item and channel.")
     if 0 in array.shape[batch:]:
         raise ValueError(f"{name} has shape {array.shape}; every spatial axis needs at least one voxel.")
+    if np.prod(array.shape[batch:]) > MOST_VOXELS:
+        raise ValueError(f"{name} has shape {array.shape}; more than {MOST_VOXELS} voxels cannot be numbered, crop it.")
     if array.dtype.kind not in "bfiu":
         raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers.")
     array = np.ascontiguousarray(array, dtype=np.float32)

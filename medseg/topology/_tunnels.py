@@ -45,16 +45,24 @@ def highest_bit(words: Words, summary: Words, top: Words, i: int) -> int:
     return -1
 
 
-@compiled
 def boundary_offsets(n1: int, n2: int) -> NDArray[np.int64]:
     """Edge numbers of a square relative to three times its smallest corner, by normal axis."""
     p, r = 3 * n1 * n2, 3 * n2
-    return np.array([[1, 2, 4, r + 2], [0, 2, 3, p + 2], [0, 1, r, p + 1]])
+    return np.array([[1, 2, 4, r + 2], [0, 2, 3, p + 2], [0, 1, r, p + 1]], np.int64)
+
+
+@compiled
+def doubled(array: Ints) -> Ints:
+    """The same array with room for as much again."""
+    larger = np.empty(2 * array.size, np.int32)
+    for i in range(array.size):
+        larger[i] = array[i]
+    return larger
 
 
 @compiled
 def reduce_squares(
-    order: Ints, cleared: NDArray[np.bool_], positions: Ints, owners: Ints, n1: int, n2: int, most: int
+    order: Ints, cleared: NDArray[np.bool_], positions: Ints, owners: Ints, offsets: NDArray[np.int64], most: int
 ) -> tuple[Ints, Ints]:
     """Reduce columns until `most` rows of interest have been paired; give the pairs of interest.
 
@@ -67,14 +75,12 @@ def reduce_squares(
         positions: position of each edge in the order of rows, by edge number.
         owners: changed in place, by row: -1 free, -2 - k free and of interest as number k; once paired, the number of
             the square, or `positions.size` plus the start of the reduced column in the store.
-        n1: length of axis 1.
-        n2: length of axis 2.
+        offsets: `boundary_offsets` of the grid.
         most: number of rows of interest, or -1.
 
     Returns:
         Columns as positions in `order`, ascending; with each the number k of its row, or the row where none is marked.
     """
-    offsets = boundary_offsets(n1, n2)
     size = positions.size
     words = np.zeros((size >> 6) + 1, np.uint64)
     summary = np.zeros((size >> 12) + 1, np.uint64)
@@ -120,7 +126,7 @@ def reduce_squares(
             row = pivot
             while row >= 0:
                 if used >= store.size:
-                    store = np.concatenate((store, np.empty(store.size, np.int32)))
+                    store = doubled(store)
                 store[used] = row
                 used += 1
                 words[row >> 6] ^= np.uint64(1) << np.uint64(row & 63)
@@ -129,8 +135,8 @@ def reduce_squares(
         if most >= 0 and free == -1:
             continue
         if count == columns.size:
-            columns = np.concatenate((columns, np.empty(count, np.int32)))
-            found = np.concatenate((found, np.empty(count, np.int32)))
+            columns = doubled(columns)
+            found = doubled(found)
         columns[count] = i
         found[count] = pivot if most < 0 else -2 - free
         count += 1

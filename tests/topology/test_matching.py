@@ -148,6 +148,7 @@ def test_half_precision_and_booleans_are_taken():
         ((np.zeros((3, 3)), np.full((3, 3), np.inf)), "target contains NaN or infinite"),
         ((np.zeros((0, 3)), np.zeros((0, 3))), "at least one voxel"),
         ((np.zeros((3, 3), complex), np.zeros((3, 3))), "dtype complex128"),
+        ((np.broadcast_to(0.0, (2**14 + 1, 2**14)),) * 2, "more than 268435456 voxels"),
     ],
 )
 def test_images_that_cannot_be_matched_are_refused(arguments, message):
