@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medseg.topology import _components
 from medseg.topology._cells import rank_values
-from medseg.topology._complex import NO_BARS, NO_MASK, Bars, Complex, Grid, Mask
+from medseg.topology._complex import NO_BARS, NO_MASK, NOTHING, Bars, Complex, Grid, Mask
 from medseg.topology._crop import find_box
 
 Ints = NDArray[np.int32]
@@ -34,7 +34,7 @@ def pair_image(u: NDArray[np.float32], shape: Sequence[int], dims: Sequence[int]
     box = find_box([u], shape)
     ranks, num_ranks = rank_values(box.cut(u, shape))
     complex_u = Complex(ranks, num_ranks, Grid(box.shape))
-    bars, _, _ = _barcode(complex_u, dims)
+    bars, _ = _barcode(complex_u, dims)
     return {d: box.restore(complex_u.voxels(bars[d], d), shape) for d in dims}
 
 
@@ -64,22 +64,20 @@ def _rank_together(u: NDArray[np.float32], t: NDArray[np.float32]) -> tuple[Ints
     return ranks[: u.size], ranks[u.size :], num_ranks
 
 
-def _barcode(image: Complex, dims: Sequence[int], other: Complex | None = None) -> tuple[dict[int, Bars], Ints, Mask]:
-    """Bars of an image by dimension, deaths of the highest in `other`, and births among the squares of a volume."""
+def _barcode(image: Complex, dims: Sequence[int], other: Complex | None = None) -> tuple[dict[int, Bars], Ints]:
+    """Bars of an image by dimension, and where those of the highest die in `other`; none without it."""
     bars = dict.fromkeys(range(-1, 3), NO_BARS)  # -1: the highest dimension of a single voxel
-    others, births, squares = np.zeros(0, np.int32), NO_MASK, NO_MASK
+    others, births = NOTHING, NO_MASK
     axes = image.grid.num_axes
     if axes > 1 and max(dims) > 0:
         bars[axes - 1], others, births = image.pair_top(other)
-    if axes == 3 and 2 not in dims:
-        others = others[:0]
-    if axes == 3:
-        squares, births = births, NO_MASK
-        if 1 in dims:
-            bars[1], births = image.pair_tunnels(squares)
+    if axes == 3 and 1 in dims:
+        bars[1], births = image.pair_tunnels(births)
+    elif axes == 3:
+        births = NO_MASK  # of squares; edges are not known yet
     if 0 in dims:
         bars[0] = image.pair_components(births)
-    return bars, others, squares
+    return bars, others if other is not None else NOTHING
 
 
 class _Matcher:
@@ -92,10 +90,10 @@ class _Matcher:
         self.positive = positive
         self.top = image_u.grid.num_axes - 1
         wanted = image_c if self.top > 0 and self.top in dims else None
-        self.bars_t, self.others_t, self.squares_t = _barcode(image_t, dims, wanted)
+        self.bars_t, self.others_t = _barcode(image_t, dims, wanted)
         if not self.bars_t[self.top].births.size:
             wanted = None
-        self.bars_u, self.others_u, self.squares_u = _barcode(image_u, dims, wanted)
+        self.bars_u, self.others_u = _barcode(image_u, dims, wanted)
         self.matched = {d: np.zeros((0, 2), np.int32) for d in range(3)}
         open_dims = [d for d in dims if self.bars_u[d].births.size and self.bars_t[d].births.size]
         births = NO_MASK
