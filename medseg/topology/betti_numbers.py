@@ -12,6 +12,7 @@ An empty mask has no features at all: every number is 0.
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -80,5 +81,5 @@ def euler_characteristic(foreground: NDArray[np.bool_]) -> int:
     return total
 
 
-def _count_components(mask: NDArray[np.bool_], connectivity: int) -> int:
+def _count_components(mask: NDArray[np.bool_], connectivity: Any) -> int:
     return int(cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity, return_N=True)[1])

@@ -46,6 +46,7 @@ def test_the_written_report_is_valid_json_with_keys_in_a_fixed_order(tmp_path):
         "seconds": 1.235,
         "notes": ["resampled"],
         "reason": None,
+        "memory_plan": None,
     }
     assert content["cases"][1]["input"] == ["b_0000.nii.gz", "b_0001.nii.gz"]
     assert content["software"]["packages"]["numpy"] == np.__version__
