@@ -4,6 +4,7 @@ from medseg.data.atomic import atomic_path
 from medseg.data.datalist import is_nifti, list_images, load_datalist, strip_nifti_ending
 from medseg.data.inputs import Case, OutputNames, find_cases, name_outputs
 from medseg.data.phantoms import make_phantom, write_phantom_dataset
+from medseg.data.topology_phantoms import make_topology_phantom
 from medseg.data.volume import (
     Volume,
     VolumeError,
@@ -27,6 +28,7 @@ __all__ = [
     "list_images",
     "load_datalist",
     "make_phantom",
+    "make_topology_phantom",
     "name_outputs",
     "read_channels",
     "read_image",
