@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 # Part of the cache key: raise it whenever this file makes another model of the same network.
-CONVERSION_VERSION = "1"
+CONVERSION_VERSION = "2"
 # Values summed one after another; beyond it the rounding of float32 shows.
 _LONGEST_SUM = 128 * 128
 _NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -72,15 +72,14 @@ def example_window(window_shape: Sequence[int]) -> torch.Tensor:
 
 def with_two_stage_norms(network: nn.Module) -> nn.Module:
     """Replace instance norms that compute their own statistics, in place; the answer stays the same to rounding."""
-    for name, module in list(network.named_modules()):
-        if not isinstance(module, _NORMS) or module.track_running_stats:
-            continue
+    # A module may be registered under several names and be called by any of them, as in nnU-Net's blocks.
+    for name, module in list(network.named_modules(remove_duplicate=False)):
         # A subclass may compute something else.
-        if type(module) not in _NORMS:
+        if type(module) not in _NORMS or module.track_running_stats:
             continue
         if not name:
-            return _TwoStageInstanceNorm(module)
-        network.set_submodule(name, _TwoStageInstanceNorm(module))
+            return _TwoStageInstanceNorm(module)  # type: ignore[arg-type]
+        network.set_submodule(name, _TwoStageInstanceNorm(module))  # type: ignore[arg-type]
     return network
 
 

@@ -261,6 +261,25 @@ def test_bf16_without_units_is_refused_or_noted(monkeypatch):
 
 
 @needs_openvino
+class NamedTwice(nn.Module):
+    """Calls a norm by the second of its two names, as nnU-Net's blocks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm3d(2, affine=True)
+        self.all_modules = nn.Sequential(nn.Conv3d(1, 2, 1), self.norm)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.all_modules(x)
+
+
+def test_a_norm_with_two_names_is_replaced_under_both():
+    from medseg.inferers.openvino_conversion import with_two_stage_norms
+
+    network = with_two_stage_norms(NamedTwice())
+    assert not any(isinstance(m, nn.InstanceNorm3d) for m in network.modules())
+
+
 @pytest.mark.parametrize(
     "norm",
     [
