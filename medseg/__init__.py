@@ -8,5 +8,17 @@ import lazy_loader
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submodules=["bundles", "cli", "data", "engines", "inferers", "losses", "metrics", "report", "topology"]
+    __name__,
+    submodules=[
+        "bundles",
+        "cli",
+        "data",
+        "engines",
+        "inferers",
+        "losses",
+        "metrics",
+        "report",
+        "topology",
+        "transforms",
+    ],
 )

@@ -1,11 +1,12 @@
 """What losses do to their inputs first: check shapes and flags, bring both to float32, make class ids one-hot.
 
-Nothing here waits for the device: class ids without a channel are collected in a small tensor that the loss reads
-together with whatever else it copies to the host.
+Only `read_target` waits for the device: elsewhere class ids without a channel are collected in a small tensor that the
+loss reads together with whatever else it copies to the host.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -29,6 +30,27 @@ def check_shapes(input: torch.Tensor, target: torch.Tensor, *, class_ids: bool) 
     if tuple(target.shape) != expected:
         hint = "" if class_ids or target.shape[1:2] != (1,) else "; set to_onehot_y=True if these are class ids"
         raise ValueError(f"target must have shape {expected} for this input, got {tuple(target.shape)}{hint}")
+
+
+def check_scores(input: torch.Tensor, *, softmax: bool) -> None:
+    """Refuse whole numbers, which are labels rather than logits, and a softmax over one channel, which is always 1."""
+    if not input.is_floating_point():
+        raise ValueError(
+            f"input must hold logits or probabilities of a float type, got {input.dtype}; labels go second"
+        )
+    if softmax and input.shape[1:2] == (1,):
+        raise ValueError("softmax needs at least two channels, got 1; use sigmoid=True")
+
+
+def check_reduction(reduction: str) -> None:
+    """Refuse anything but what MONAI's losses know."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be one of mean, sum, none, got {reduction!r}")
+
+
+def reduce(values: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Mean or sum of the values, or the values."""
+    return {"mean": values.mean, "sum": values.sum, "none": lambda: values}[reduction]()
 
 
 def in_full_precision(tensor: torch.Tensor) -> torch.Tensor:
@@ -57,3 +79,18 @@ def refuse_stray_ids(stray: list[float], channels: int) -> None:
                 f"target holds class id {label:g}, but input has {channels} channels (ids 0 to {channels - 1}); "
                 "give the network more output channels, or map the labels first"
             )
+
+
+def read_target(input: torch.Tensor, target: torch.Tensor, *, to_onehot_y: bool) -> torch.Tensor:
+    """Masks of the input's shape, in whatever type is at hand: booleans of class ids, else the target itself."""
+    channels = input.shape[1] if input.ndim > 1 else 0
+    class_ids = to_onehot_y and channels > 1
+    check_shapes(input, target, class_ids=class_ids)
+    target = target.detach().as_subclass(torch.Tensor)
+    if not class_ids:
+        if to_onehot_y:
+            warnings.warn("single channel input, to_onehot_y=True ignored", stacklevel=4)
+        return target
+    one_hot, stray = make_one_hot(target, channels)
+    refuse_stray_ids(stray.tolist(), channels)
+    return one_hot

@@ -11,6 +11,12 @@ from tests.batteries.transforms import PROPERTIES
 # Arguments shared by the array and the dictionary form; transforms without an entry are built with their defaults.
 ARGUMENTS: dict[str, dict[str, object]] = {}
 
+# What a transform does not promise, with the reason.
+SEVERAL = "gives one tensor for each axis, under new keys in the dictionary form; its own tests compare the forms"
+EXEMPT: dict[tuple[str, str], str] = {
+    ("LabelMIP", name): SEVERAL for name in ("agrees_as_array_and_dictionary", "is_reproducible")
+}
+
 
 def find_pairs():
     """Array classes with their dictionary form, which bears the same name and a `d`."""
@@ -26,4 +32,6 @@ def test_every_public_transform_has_a_dictionary_form(pair):
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda p: p.__name__)
 @pytest.mark.parametrize("pair", find_pairs(), ids=lambda p: p[0].__name__)
 def test_every_public_transform(pair, check):
+    if reason := EXEMPT.get((pair[0].__name__, check.__name__)):
+        pytest.skip(reason)
     check(*pair, ARGUMENTS.get(pair[0].__name__, {}))

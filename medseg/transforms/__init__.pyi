@@ -1,0 +1,3 @@
+from .label_mip import LabelMIP, LabelMIPd
+
+__all__ = ["LabelMIP", "LabelMIPd"]
