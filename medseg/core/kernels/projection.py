@@ -114,12 +114,17 @@ def _(volume: Tensor, dims: Sequence[int], slabs: Sequence[int], backend: str) -
 
 @torch.library.custom_op("medseg::max_projections_backward", mutates_args=())
 def _spread(
-    gradients: Sequence[Tensor], indices: Sequence[Tensor], dims: Sequence[int], shape: Sequence[int], backend: str
+    gradients: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    dims: Sequence[int],
+    slabs: Sequence[int],
+    shape: Sequence[int],
+    backend: str,
 ) -> Tensor:
     if choose_backend(backend, gradients[0], SUPPORTED) == "triton":
         from medseg.core.kernels import projection_triton
 
-        return projection_triton.spread(gradients, indices, dims, shape)
+        return projection_triton.spread(gradients, indices, dims, slabs, shape)
     # Along one axis the places differ, so that reading, adding and writing back is free of races, unlike scatter_add.
     volume = gradients[0].new_zeros(shape)
     for gradient, index, dim in zip(gradients, indices, dims, strict=True):
@@ -129,38 +134,43 @@ def _spread(
 
 @_spread.register_fake
 def _(
-    gradients: Sequence[Tensor], indices: Sequence[Tensor], dims: Sequence[int], shape: Sequence[int], backend: str
+    gradients: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    dims: Sequence[int],
+    slabs: Sequence[int],
+    shape: Sequence[int],
+    backend: str,
 ) -> Tensor:
     return gradients[0].new_empty(shape)
 
 
 def _save_indices(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    volume, ctx.dims, _, ctx.backend = inputs
+    volume, ctx.dims, ctx.slabs, ctx.backend = inputs
     ctx.shape = volume.shape
     ctx.save_for_backward(*output[len(ctx.dims) :])
 
 
 def _project_backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Tensor | None, None, None, None]:
     used = [
-        (gradient, index, dim)
-        for gradient, index, dim in zip(gradients, ctx.saved_tensors, ctx.dims, strict=False)
+        (gradient, index, dim, slab)
+        for gradient, index, dim, slab in zip(gradients, ctx.saved_tensors, ctx.dims, ctx.slabs, strict=False)
         if gradient is not None
     ]
     if not used:
         return None, None, None, None
-    values, indices, dims = (list(column) for column in zip(*used, strict=True))
-    return _spread(values, indices, dims, ctx.shape, ctx.backend), None, None, None
+    values, indices, dims, slabs = (list(column) for column in zip(*used, strict=True))
+    return _spread(values, indices, dims, slabs, ctx.shape, ctx.backend), None, None, None
 
 
 def _save_places(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, indices, ctx.dims, _, _ = inputs
+    _, indices, ctx.dims, *_ = inputs
     ctx.save_for_backward(*indices)
 
 
-def _spread_backward(ctx: Any, gradient: Tensor) -> tuple[list[Tensor], list[None], None, None, None]:
+def _spread_backward(ctx: Any, gradient: Tensor) -> tuple[list[Tensor], list[None], None, None, None, None]:
     indices = ctx.saved_tensors
     gathered = [gradient.gather(dim, index) for index, dim in zip(indices, ctx.dims, strict=True)]
-    return gathered, [None] * len(indices), None, None, None
+    return gathered, [None] * len(indices), None, None, None, None
 
 
 _project.register_autograd(_project_backward, setup_context=_save_indices)
