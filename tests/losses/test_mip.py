@@ -243,7 +243,7 @@ def test_wrong_inputs_are_named():
         (MIPLoss(softmax=True), line(), line(), "softmax needs at least two channels"),
         (MIPLoss([2]), line()[:, :, 0], line()[:, :, 0], r"axes has \[2\], but input has spatial axes \[0, 1\]"),
         (MIPLoss(axis_weights=[1, 2, 3]), line()[:, :, 0], line()[:, :, 0], "need one entry for each of the axes"),
-        (MIPLoss(), line()[0], line()[0], "input must have shape"),
+        (MIPLoss(), line()[0, 0], line()[0, 0], "input must have shape"),
     ]:
         with pytest.raises(ValueError, match=message):
             loss(input, target)
