@@ -132,16 +132,15 @@ def spread_gradients(
     for d in range(start_d, end_d):
         total = tl.zeros((TILE_H, TILE_W), tl.float32)
         for turn in tl.static_range(3):
-            axis: tl.constexpr = FIRST if turn == 0 else (SECOND if turn == 1 else THIRD)
-            if axis == 0:
+            if (FIRST if turn == 0 else (SECOND if turn == 1 else THIRD)) == 0:
                 line = ((n * count_d + part_d) * extent_h + h) * extent_w + w
                 own = tl.load(index_d + line, mask=inside, other=-1) == d
                 total += tl.load(gradient_d + line, mask=own, other=0.0).to(tl.float32)
-            if axis == 1:
+            if (FIRST if turn == 0 else (SECOND if turn == 1 else THIRD)) == 1:
                 line = ((n * extent_d + d) * count_h + part_h) * extent_w + w
                 own = tl.load(index_h + line, mask=w < end_w, other=-1) == h
                 total += tl.where(own, tl.load(gradient_h + line, mask=w < end_w, other=0.0).to(tl.float32), 0.0)
-            if axis == 2:
+            if (FIRST if turn == 0 else (SECOND if turn == 1 else THIRD)) == 2:
                 line = ((n * extent_d + d) * extent_h + h) * count_w + part_w
                 own = tl.load(index_w + line, mask=h < end_h, other=-1) == w
                 total += tl.where(own, tl.load(gradient_w + line, mask=h < end_h, other=0.0).to(tl.float32), 0.0)
