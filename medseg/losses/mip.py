@@ -175,7 +175,7 @@ class MIPLoss(_Loss):
             mip, mask = (None if x is None else x[:, first:].to(pred) for x in (mip, mask))
             losses.append(self._axis_loss(pred, mip, mask))
         weights = self._each(self.axis_weights or 1.0, axes)
-        total = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+        total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum(dim=0)
         return reduce(total / sum(weights) if self.axis_reduction == "mean" else total, self.reduction)
 
     def _project(

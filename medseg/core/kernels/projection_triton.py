@@ -131,7 +131,7 @@ def spread_gradients(
     inside = (h < end_h) & (w < end_w)
     for d in range(start_d, end_d):
         total = tl.zeros((TILE_H, TILE_W), tl.float32)
-        for turn in tl.static_range(3):
+        for turn in tl.static_range(3):  # pyright: ignore
             if (FIRST if turn == 0 else (SECOND if turn == 1 else THIRD)) == 0:
                 line = ((n * count_d + part_d) * extent_h + h) * extent_w + w
                 own = tl.load(index_d + line, mask=inside, other=-1) == d
