@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 PLANES = 32  # planes a program walks: fewer give more programs, more give fewer atomics along d
