@@ -48,6 +48,7 @@ class CaseSize:
         channels: input channels.
         num_classes: output channels.
         activations: bytes that the network holds for one window at its peak.
+        preparing: bytes that the preprocessing, still to come, holds at its peak; over before the network runs.
     """
 
     input_voxels: int
@@ -58,6 +59,7 @@ class CaseSize:
     channels: int
     num_classes: int
     activations: int = 0
+    preparing: int = 0
 
     def needed(self, way: Way, *, keep: bool = False) -> int:
         """Estimate of the bytes one way takes."""
@@ -78,7 +80,7 @@ class CaseSize:
             "classwise": 4 * self.num_classes * network + resampling + 9 * self.input_voxels,
             "whole": 4 * self.num_classes * network + 12 * self.num_classes * (network + self.input_voxels),
         }
-        return int(accumulator + extra[way] + kept)
+        return max(int(accumulator + extra[way] + kept), self.preparing)
 
 
 def choose_plan(size: CaseSize, ways: Sequence[Way], available: int, *, keep: bool = False) -> MemoryPlan:
@@ -105,6 +107,15 @@ def available_memory(max_memory: int | None) -> int:
     if max_memory is None:
         return int(psutil.virtual_memory().available * _HEADROOM)
     return max_memory - psutil.Process().memory_info().rss
+
+
+def resampling_bytes(channels: int, input_voxels: int, network_voxels: int) -> int:
+    """Peak of bringing a case to the network's grid, on top of the case itself.
+
+    MONAI copies the image to float64 and holds the sampling grid in float64, 3 coordinates in two layouts, beside
+    the result.
+    """
+    return 8 * channels * input_voxels + 56 * network_voxels
 
 
 def activation_bytes(network: nn.Module, window_shape: Sequence[int]) -> int:

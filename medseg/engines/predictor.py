@@ -7,6 +7,7 @@ the way back are streamed where that gives the same answer (see `medseg.engines.
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from medseg.engines.memory_plan import (
     activation_bytes,
     available_memory,
     choose_plan,
+    resampling_bytes,
 )
 from medseg.engines.ways_back import Ending, Task, Way, grid_of, map_back
 from medseg.engines.windows import Windows
@@ -194,7 +196,7 @@ class Predictor:
         if all(c.array.min() == c.array.max() for c in channels):
             return PreparedCase(channels, None)
         # Refused before it is even resampled.
-        self._choose_plan(channels[0], self._resampled_shape(channels[0]), ("low",), keep=False)
+        self._choose_plan(channels[0], self._resampled_shape(channels[0]), ("low",), keep=False, prepared=False)
         with torch.inference_mode():
             data: Any = self.preprocessing({"image": _as_metatensor(channels)})
         return PreparedCase(channels, data)
@@ -278,28 +280,35 @@ class Predictor:
             return (normal,)
         return ("low",) if self.memory == "low" else (normal, "low")
 
-    def _choose_plan(self, first: Volume, shape: tuple[int, ...], ways: Sequence[Way], *, keep: bool) -> MemoryPlan:
+    def _choose_plan(
+        self, first: Volume, shape: tuple[int, ...], ways: Sequence[Way], *, keep: bool, prepared: bool = True
+    ) -> MemoryPlan:
+        channels = len(self.bundle.input_channels)
+        resampled = not prepared and not np.allclose(self._network_spacing(first), first.spacing)
         size = CaseSize(
             input_voxels=first.array.size,
             network_shape=shape,
             window=self.windows.shape(shape),
             axis=self.windows.axis(shape),
             batch_size=self.windows.batch_size,
-            channels=len(self.bundle.input_channels),
+            channels=channels,
             num_classes=self.num_classes,
             activations=self._activations,
+            preparing=resampling_bytes(channels, first.array.size, math.prod(shape)) if resampled else 0,
         )
         return choose_plan(size, ways, available_memory(self.max_memory), keep=keep)
 
     def _resampled_shape(self, volume: Volume) -> tuple[int, ...]:
         """About the shape on the network's grid, before the preprocessing has run."""
+        # Orientation may swap axes; the product is what counts.
+        scale = np.cbrt(np.prod(np.asarray(volume.spacing) / self._network_spacing(volume)))
+        return tuple(max(round(n * scale), 1) for n in volume.array.shape)
+
+    def _network_spacing(self, volume: Volume) -> np.ndarray:
         spacing = next((t for t in self.preprocessing.transforms if isinstance(t, Spacingd)), None)
         if spacing is None:
-            return volume.array.shape
-        wanted = np.resize(np.asarray(spacing.spacing_transform.pixdim, dtype=float), 3)
-        # Orientation may swap axes; the product is what counts.
-        scale = np.cbrt(np.prod(np.asarray(volume.spacing) / wanted))
-        return tuple(max(round(n * scale), 1) for n in volume.array.shape)
+            return np.asarray(volume.spacing)
+        return np.resize(np.asarray(spacing.spacing_transform.pixdim, dtype=float), 3)
 
     def _checked_labels(self, pred: torch.Tensor, like: Volume) -> np.ndarray:
         if tuple(pred.shape) != (1, *like.array.shape):

@@ -39,6 +39,11 @@ def test_a_volume_smaller_than_a_window_counts_as_a_window():
     assert small.needed("streamed") > 4 * 25 * 96**3
 
 
+def test_a_preprocessing_that_takes_more_than_the_network_decides():
+    assert replace(_LARGE, preparing=10**9).needed("streamed") == _LARGE.needed("streamed")
+    assert replace(_LARGE, preparing=10**11).needed("streamed") == 10**11
+
+
 def test_the_first_way_that_fits_is_taken():
     plan = choose_plan(_LARGE, ("classwise", "low"), available=_LARGE.needed("low"))
     assert (plan.way, plan.bytes) == ("low", _LARGE.needed("low"))

@@ -131,6 +131,20 @@ def test_a_refusal_names_the_option_that_helps(bundle, phantom, free_memory):
         Predictor(str(bundle), device="cpu").run(prepared, probabilities=True)
 
 
+def test_a_refusal_counts_the_resampling_to_the_grid_of_the_network(bundle, phantom, free_memory):
+    volume, _ = phantom
+    coarse = Volume(volume.array, np.diag([6.0, 6.0, 6.0, 1.0]), volume.header, volume.path, volume.file_shape)
+    predictor = Predictor(str(bundle), device="cpu")
+    free_memory(80_000_000)
+    with pytest.raises(InsufficientMemoryError, match=r"needs about 0\.10 GB"):
+        predictor.prepare([coarse])
+    # Over once the case is prepared; what the network needs fits.
+    free_memory(200_000_000)
+    prepared = predictor.prepare([coarse])
+    free_memory(80_000_000)
+    assert predictor.run(prepared).labels.shape == volume.array.shape
+
+
 def test_the_budget_of_the_process_counts_what_it_holds_already(bundle, phantom):
     volume, _ = phantom
     with pytest.raises(InsufficientMemoryError, match="allow more with --max-memory"):
