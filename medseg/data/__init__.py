@@ -12,9 +12,8 @@ from medseg.data.volume import (
     read_channels,
     read_image,
     read_mask,
-    write_mask,
-    write_probabilities,
 )
+from medseg.data.writing import write_mask, write_probabilities
 
 __all__ = [
     "Case",
