@@ -1,0 +1,6 @@
+from .probabilistic_unet import ProbabilisticOutput, ProbabilisticUNet
+
+__all__ = [
+    "ProbabilisticOutput",
+    "ProbabilisticUNet",
+]
