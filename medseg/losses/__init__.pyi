@@ -1,16 +1,27 @@
 from .betti_matching import BettiMatchingLoss
+from .class_ratio_kl import ClassRatioKLLoss
 from .deep_supervision import DeepSupervisionLoss
 from .dice_betti_matching import DiceBettiMatchingLoss, warm_up_factor
 from .focal_tversky import FocalTverskyLoss
 from .mip import MIPLoss
 from .seg_with_mip import SegWithMIPLoss
+from .shape_moment import ShapeMomentLoss, compute_shape_moments
+from .size_bound import SizeBoundLoss
+from .source_free_adaptation import SourceFreeAdaptationLoss
+from .weighted_entropy import WeightedEntropyLoss
 
 __all__ = [
     "BettiMatchingLoss",
+    "ClassRatioKLLoss",
     "DeepSupervisionLoss",
     "DiceBettiMatchingLoss",
     "FocalTverskyLoss",
     "MIPLoss",
     "SegWithMIPLoss",
+    "ShapeMomentLoss",
+    "SizeBoundLoss",
+    "SourceFreeAdaptationLoss",
+    "WeightedEntropyLoss",
+    "compute_shape_moments",
     "warm_up_factor",
 ]

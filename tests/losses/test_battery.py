@@ -9,16 +9,17 @@ from torch.nn.modules.loss import _Loss
 from medseg.losses import DeepSupervisionLoss, FocalTverskyLoss
 from tests.batteries.common import public_classes
 from tests.batteries.losses import PROPERTIES
+from tests.losses import label_free_stand_ins as label_free
 
 # Arguments with which a loss accepts logits and class ids; losses that need others are named here.
 USUAL = {"to_onehot_y": True, "softmax": True}
-ARGUMENTS: dict[str, dict[str, object]] = {}
+ARGUMENTS: dict[str, dict[str, object]] = {**label_free.ARGUMENTS}
 # What a method does not promise, with the reason.
 EXEMPT: dict[tuple[str, str], str] = {
     (name, "ignores_mirroring"): "features that appear or vanish at one voxel are told apart by the order of cells, "
     "which mirroring reverses; the battery's noise has many"
     for name in ("BettiMatchingLoss", "DiceBettiMatchingLoss")
-}
+} | label_free.EXEMPT
 
 
 class SupervisedAtTwoScales(DeepSupervisionLoss):
@@ -32,7 +33,7 @@ class SupervisedAtTwoScales(DeepSupervisionLoss):
         return super().forward([input, pool(input, 2)], target)
 
 
-STAND_INS = {"DeepSupervisionLoss": SupervisedAtTwoScales}
+STAND_INS = {"DeepSupervisionLoss": SupervisedAtTwoScales, **label_free.STAND_INS}
 
 
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda p: p.__name__)
