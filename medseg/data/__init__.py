@@ -5,6 +5,7 @@ from medseg.data.datalist import is_nifti, list_images, load_datalist, strip_nif
 from medseg.data.inputs import Case, OutputNames, find_cases, name_outputs
 from medseg.data.phantoms import make_phantom, write_phantom_dataset
 from medseg.data.topology_phantoms import make_topology_phantom
+from medseg.data.vessel_phantom import VesselPhantom, make_vessel_phantom
 from medseg.data.volume import (
     Volume,
     VolumeError,
@@ -18,6 +19,7 @@ from medseg.data.writing import write_mask, write_probabilities
 __all__ = [
     "Case",
     "OutputNames",
+    "VesselPhantom",
     "Volume",
     "VolumeError",
     "atomic_path",
@@ -28,6 +30,7 @@ __all__ = [
     "load_datalist",
     "make_phantom",
     "make_topology_phantom",
+    "make_vessel_phantom",
     "name_outputs",
     "read_channels",
     "read_image",
