@@ -5,7 +5,7 @@ from medseg.data.datalist import is_nifti, list_images, load_datalist, strip_nif
 from medseg.data.inputs import Case, OutputNames, find_cases, name_outputs
 from medseg.data.phantoms import make_phantom, write_phantom_dataset
 from medseg.data.topology_phantoms import make_topology_phantom
-from medseg.data.vessel_phantom import VesselPhantom, make_vessel_phantom
+from medseg.data.vessel_phantom import VesselPhantom, make_vessel_phantom, write_vessel_phantoms
 from medseg.data.volume import (
     Volume,
     VolumeError,
@@ -39,4 +39,5 @@ __all__ = [
     "write_mask",
     "write_phantom_dataset",
     "write_probabilities",
+    "write_vessel_phantoms",
 ]

@@ -110,10 +110,10 @@ def write_phantom_dataset(
     names = [f"phantom_{index:03d}" for index in range(cases)]
     for index, name in enumerate(names):
         image, label = make_phantom(kind, shape=shape, spacing=spacing, seed=seed + index, noise=noise)
-        _write_nifti(directory / images / f"{name}{suffix}.nii.gz", image, affine)
-        _write_nifti(directory / labels / f"{name}.nii.gz", label, affine)
+        write_nifti(directory / images / f"{name}{suffix}.nii.gz", image, affine)
+        write_nifti(directory / labels / f"{name}.nii.gz", label, affine)
     if layout != "plain":
-        content = _describe(layout, names, _LABEL_NAMES[kind])
+        content = describe_dataset(layout, names, _LABEL_NAMES[kind])
         (directory / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return directory
 
@@ -176,7 +176,8 @@ def _check_grid(kind: str, shape: Sequence[int], spacing: Sequence[float], noise
         raise ValueError(f"noise must be 0 or more, got {noise}")
 
 
-def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write a compressed volume, its folder made when absent; the same voxels give the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
@@ -184,17 +185,20 @@ def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
 
 
-def _describe(layout: Layout, names: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+def describe_dataset(
+    layout: Layout, names: Sequence[str], labels: Sequence[str], *, title: str = "phantoms", modality: str = "phantom"
+) -> dict[str, Any]:
+    """Content of `dataset.json` for images named `names` whose labels 1, 2, ... are named `labels`."""
     if layout == "nnunet":
         return {
-            "channel_names": {"0": "phantom"},
+            "channel_names": {"0": modality},
             "labels": {"background": 0, **{name: value for value, name in enumerate(labels, 1)}},
             "numTraining": len(names),
             "file_ending": ".nii.gz",
         }
     return {
-        "name": "phantoms",
-        "modality": {"0": "phantom"},
+        "name": title,
+        "modality": {"0": modality},
         "labels": {"0": "background", **{str(value): name for value, name in enumerate(labels, 1)}},
         "numTraining": len(names),
         "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names],

@@ -13,8 +13,10 @@ Source of the noise: Gudbjartsson, Patz, "The Rician Distribution of Noisy MRI D
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
@@ -22,6 +24,7 @@ from scipy.spatial import KDTree
 from skimage.morphology import skeletonize
 
 from medseg.data._vessel_trees import STEP, Vessel, grow_trees
+from medseg.data.phantoms import describe_dataset, write_nifti
 
 _DECAY = 200.0  # path in smallest voxel edges over which the signal falls to 1 / e: blood loses it pulse by pulse
 _FINE = 3  # points along each edge of a voxel that find how much of it is vessel
@@ -94,6 +97,60 @@ def make_vessel_phantom(
     image = np.hypot(signal + real, imaginary)
     masks = (mask.astype(np.uint8) for mask in (label, centreline))
     return VesselPhantom(image.astype(np.float32), *masks, tuple(map(float, spacing)))
+
+
+def write_vessel_phantoms(
+    directory: str | Path,
+    cases: int = 6,
+    *,
+    shape: Sequence[int] = (64, 64, 64),
+    num_trees: int = 2,
+    radii: Sequence[float] = (1.0, 4.0),
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    contrast: float = 0.6,
+    bias: float = 0.15,
+    noise: float = 0.06,
+    seed: int = 0,
+) -> Path:
+    """Write a training folder of vessel phantoms in the layout of the Medical Segmentation Decathlon.
+
+    Args:
+        directory: folder that gets `imagesTr/`, `labelsTr/` and `dataset.json`; made when absent.
+        cases: number of image/label pairs, at least 1.
+        shape: this and what follows but the seed: see `make_vessel_phantom`.
+        num_trees: trees in each volume.
+        radii: thinnest twig and widest trunk.
+        spacing: voxel edges in mm.
+        contrast: of wide vessels.
+        bias: of the bias field.
+        noise: of both parts of the noise.
+        seed: seed of the first case; the next case has the next one.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: `cases` is below 1, or an argument of the phantom is out of range.
+
+    Example:
+        >>> import tempfile
+        >>> folder = write_vessel_phantoms(tempfile.mkdtemp(), 2, shape=(32, 32, 32), num_trees=1)
+        >>> sorted(p.name for p in (folder / "labelsTr").iterdir())
+        ['vessels_000.nii.gz', 'vessels_001.nii.gz']
+    """
+    if cases < 1:
+        raise ValueError(f"cases must be at least 1, got {cases}")
+    directory = Path(directory)
+    names = [f"vessels_{index:03d}" for index in range(cases)]
+    affine = np.diag([*spacing, 1.0])
+    look = {"radii": radii, "spacing": spacing, "contrast": contrast, "bias": bias, "noise": noise}
+    for index, name in enumerate(names):
+        phantom = make_vessel_phantom(shape, num_trees=num_trees, seed=seed + index, **look)
+        write_nifti(directory / "imagesTr" / f"{name}.nii.gz", phantom.image, affine)
+        write_nifti(directory / "labelsTr" / f"{name}.nii.gz", phantom.label, affine)
+    content = describe_dataset("decathlon", names, ["vessel"], title="vessel phantoms", modality="MRA")
+    (directory / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return directory
 
 
 def _draw(vessel: Vessel, edges: np.ndarray, cover: np.ndarray, blood: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from medseg.data import make_vessel_phantom
+from medseg.data import load_datalist, make_vessel_phantom, read_image, read_mask, write_vessel_phantoms
 from medseg.data._vessel_trees import grow_trees, murray_angles
 
 CORNERS = np.ones((3, 3, 3))
@@ -131,3 +131,20 @@ def test_noise_is_rician_where_the_signal_is_far_above_it():
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_vessel_phantom(**arguments)
+
+
+def test_a_written_set_is_read_back_by_the_training_list(tmp_path):
+    look = {"shape": (32, 32, 24), "num_trees": 1, "radii": (1.0, 3.0), "spacing": (0.5, 0.5, 0.8)}
+    folder = write_vessel_phantoms(tmp_path / "set", 2, **look, seed=7)
+    samples = load_datalist(str(folder))
+    assert [s["sample_id"] for s in samples] == ["vessels_000", "vessels_001"]
+    image, label = read_image(samples[1]["image"]), read_mask(samples[1]["label"])
+    expected = make_vessel_phantom(**look, seed=8)
+    assert image.spacing == pytest.approx((0.5, 0.5, 0.8))
+    assert np.array_equal(image.array, expected.image)
+    assert np.array_equal(label.array, expected.label)
+
+
+def test_a_set_without_cases_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="cases must be at least 1, got 0"):
+        write_vessel_phantoms(tmp_path, 0)
