@@ -35,6 +35,24 @@ def make_tiny_bundle(
     return directory
 
 
+def turn_2d(bundle: Path) -> Path:
+    """Let a tiny bundle run a 2D network on axial slices, with the same answer."""
+    import torch
+
+    config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
+    config["network_def"]["_target_"] = "torch.nn.Conv2d"
+    config["inferer"] |= {"_target_": "SliceInferer", "roi_size": [16, 16], "spatial_dim": 2}
+    write_json(bundle / "configs" / "inference.json", config)
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    for tensors in metadata["network_data_format"].values():
+        for tensor in tensors.values():
+            tensor["spatial_shape"] = ["*", "8*n"]
+    write_json(bundle / "configs" / "metadata.json", metadata)
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    torch.save(weights | {"weight": weights["weight"].squeeze(-1)}, bundle / "models" / "model.pt")
+    return bundle
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with a line a key."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

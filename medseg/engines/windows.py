@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from monai.inferers import Inferer, SlidingWindowInferer, SlidingWindowInfererAdapt
+from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer, SlidingWindowInfererAdapt
 
 from medseg.inferers import MirrorInferer, Slab, StreamingSlidingWindowInferer
 
@@ -18,8 +18,8 @@ _CPU_BATCH_VOXELS = 2**18
 class Windows:
     """A bundle's inferer, taken apart into windows and mirroring.
 
-    MONAI's sliding windows become streaming ones with the same answer; any other inferer runs as it is, and its answer
-    counts as one slab.
+    MONAI's sliding windows become streaming ones with the same answer, those of a `SliceInferer` with windows that are
+    one voxel thick; any other inferer runs as it is, and its answer counts as one slab.
 
     Args:
         inferer: the bundle's inferer.
@@ -37,7 +37,9 @@ class Windows:
         if tta not in ("auto", "none", "mirror"):
             raise ValueError(f"tta must be auto, none or mirror, got {tta!r}")
         mirror = inferer if isinstance(inferer, MirrorInferer) else None
-        self.inferer = _streaming(mirror.inferer if mirror is not None else inferer)
+        inner = mirror.inferer if mirror is not None else inferer
+        self.slice_dim = inner.spatial_dim if type(inner) is SliceInferer else None
+        self.inferer = _streaming(inner)
         if tta == "mirror" and mirror is None:
             if not mirror_axes:
                 raise ValueError(
@@ -61,11 +63,11 @@ class Windows:
 
     @property
     def fixed_shape(self) -> tuple[int, ...] | None:
-        """Window shape where it does not depend on the volume."""
+        """Spatial shape that the network sees, 2D for slices, where it does not depend on the volume."""
         roi = self.streaming.roi_size if self.streaming else None
         if roi is None or isinstance(roi, int) or any(r is None or r <= 0 for r in roi):
             return None
-        return tuple(roi)
+        return tuple(r for dim, r in enumerate(roi) if dim != self.slice_dim)
 
     def shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Window shape for a volume."""
@@ -90,6 +92,8 @@ class Windows:
     ) -> Iterator[Slab]:
         """Run a network over one volume, shape (1, C, spatial...)."""
         network = self.mirror.mirrored(network) if self.mirror is not None else network
+        if self.slice_dim is not None:
+            network = _on_slices(network, self.slice_dim + 2)
         if self.streaming:
             yield from self.streaming.slabs(image, network, axis=axis, on_windows=on_windows)
         else:
@@ -102,10 +106,28 @@ class Windows:
         if not hasattr(self.inferer, name):
             kind = type(self.inferer).__name__
             raise ValueError(f"{name} was given, but the bundle's inferer {kind} has no such setting")
-        setattr(self.inferer, name, tuple(value) if name == "roi_size" else value)
+        if name == "roi_size":
+            value = _with_slice(value, self.slice_dim)
+        setattr(self.inferer, name, value)
+
+
+def _with_slice(roi_size: Sequence[int], slice_dim: int | None) -> tuple[int, ...]:
+    roi = list(roi_size)
+    if slice_dim is not None and len(roi) == 2:
+        roi.insert(slice_dim, 1)
+    return tuple(roi)
+
+
+def _on_slices(network: Callable[[torch.Tensor], torch.Tensor], dim: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Let a 2D network run on windows that are one voxel thick."""
+    return lambda windows: network(windows.squeeze(dim)).unsqueeze(dim)
 
 
 def _streaming(inferer: Inferer) -> Inferer:
+    if type(inferer) is SliceInferer:
+        streaming = StreamingSlidingWindowInferer.from_monai(inferer)
+        streaming.roi_size = _with_slice(inferer.orig_roi_size, inferer.spatial_dim)
+        return streaming
     # Subclasses may do more than move windows.
     if type(inferer) in (SlidingWindowInferer, SlidingWindowInfererAdapt):
         plain = cast("SlidingWindowInferer", inferer)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from medseg.bundles import check_bundle
 from medseg.data import Volume, VolumeError, make_phantom, read_image
 from medseg.engines import InsufficientMemoryError, Predictor
-from tests.factories import make_tiny_bundle
+from tests.factories import make_tiny_bundle, turn_2d
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,19 @@ def test_an_oblique_volume_is_segmented_on_its_own_grid(bundle, phantom):
     assert prediction.labels.shape == volume.array.shape
     assert prediction.labels.dtype == np.uint8
     assert _dice(prediction.labels > 0, truth > 0, True) > 0.85
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_a_2d_network_segments_the_slices_of_a_volume(bundle, phantom, tmp_path, engine):
+    volume, _ = phantom
+    flat = turn_2d(make_tiny_bundle(tmp_path / "flat"))
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    assert not [f for f in check_bundle(flat) if f.level == "error"]
+    on_slices = Predictor(str(flat), device="cpu", engine=engine)
+    assert on_slices.backend.name == engine
+    expected = Predictor(str(bundle), device="cpu").predict([volume]).labels
+    assert np.array_equal(on_slices.predict([volume]).labels, expected)
 
 
 @pytest.mark.parametrize("flip", [(0,), (1, 2), (0, 1, 2)])

@@ -32,9 +32,30 @@ def test_the_answer_is_that_of_the_bundles_own_inferer(inferer):
         assert torch.allclose(_answer(Windows(inferer), image, network), inferer(image, network)[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("spatial_dim", [0, 1, 2])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_2d_network_runs_on_the_slices_of_a_volume(spatial_dim, mirrored):
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(1, 2, 3, padding=1).eval()
+    image = torch.randn(1, 1, 7, 9, 6)
+    inferer = SliceInferer(roi_size=(4, 5), spatial_dim=spatial_dim, overlap=0.5, mode="gaussian")
+    if mirrored:
+        inferer = MirrorInferer(inferer, axes=[1])
+    windows = Windows(inferer)
+    assert windows.streaming is not None
+    assert windows.fixed_shape == (4, 5)
+    with torch.no_grad():
+        assert torch.allclose(_answer(windows, image, network), inferer(image, network)[0], atol=1e-5)
+
+
+def test_a_window_for_slices_may_be_given_in_2d():
+    windows = Windows(SliceInferer(roi_size=(4, 4), spatial_dim=1), roi_size=[6, 8])
+    assert windows.streaming is not None
+    assert windows.streaming.roi_size == (6, 1, 8)
+    assert windows.fixed_shape == (6, 8)
+
+
 def test_an_inferer_that_does_more_than_move_windows_runs_as_it_is():
-    inferer = SliceInferer(roi_size=(4, 4), spatial_dim=2)
-    assert Windows(inferer).inferer is inferer
     coordinates = SlidingWindowInferer((4, 4), with_coord=True)
     assert Windows(coordinates).inferer is coordinates
 
