@@ -1,6 +1,7 @@
 """Volumes, folders and lists: everything that reads from or writes to disk."""
 
 from medseg.data.atomic import atomic_path
+from medseg.data.class_ratio_prior import ClassRatioPrior
 from medseg.data.datalist import is_nifti, list_images, load_datalist, strip_nifti_ending
 from medseg.data.inputs import Case, OutputNames, find_cases, name_outputs
 from medseg.data.phantoms import make_phantom, write_phantom_dataset
@@ -18,6 +19,7 @@ from medseg.data.writing import write_mask, write_probabilities
 
 __all__ = [
     "Case",
+    "ClassRatioPrior",
     "OutputNames",
     "VesselPhantom",
     "Volume",
