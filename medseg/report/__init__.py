@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from medseg.report.preview import draw_preview, label_colour
+from medseg.report._picture import label_colour
+from medseg.report.mip import draw_mip_preview
+from medseg.report.preview import draw_preview
 from medseg.report.run_report import RunReport
 from medseg.report.statistics import label_statistics, write_statistics
 from medseg.report.topology import draw_topology
 
-__all__ = ["RunReport", "draw_preview", "draw_topology", "label_colour", "label_statistics", "write_statistics"]
+__all__ = [
+    "RunReport",
+    "draw_mip_preview",
+    "draw_preview",
+    "draw_topology",
+    "label_colour",
+    "label_statistics",
+    "write_statistics",
+]

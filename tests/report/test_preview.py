@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from medseg.report import draw_preview, label_colour
-from medseg.report.preview import _canonical, _position, _upright
+from medseg.report._picture import to_ras, upright
+from medseg.report.preview import _position
 
 ORANGE = (230, 159, 0)
 
@@ -49,14 +50,14 @@ def test_the_picture_does_not_depend_on_the_order_of_the_voxels_in_the_file(tmp_
 
 def test_the_top_of_the_coronal_slice_is_superior_and_its_left_is_right():
     volume = np.arange(2 * 3 * 4).reshape(2, 3, 4)
-    upright = _upright(volume, 1, 1)
-    assert upright[0, 0] == volume[1, 1, 3]
-    assert upright[-1, -1] == volume[0, 1, 0]
+    picture = upright(volume[:, 1])
+    assert picture[0, 0] == volume[1, 1, 3]
+    assert picture[-1, -1] == volume[0, 1, 0]
 
 
 def test_axes_are_brought_to_ras_with_their_spacing():
     affine = np.array([[0.0, 0.1, -2.0, 0], [3.0, 0.0, 0.0, 0], [0.0, -1.5, 0.0, 0], [0, 0, 0, 1.0]])
-    _, labels, spacing = _canonical(np.zeros((4, 5, 6)), np.zeros((4, 5, 6), int), affine)
+    _, labels, spacing = to_ras(np.zeros((4, 5, 6)), np.zeros((4, 5, 6), int), affine)
     assert labels.shape == (6, 4, 5)
     assert spacing == pytest.approx([2.0, 3.0, np.hypot(0.1, 1.5)])
 
