@@ -30,6 +30,7 @@ from medseg.cli.predict_options import (
     find_inputs,
     parse_bytes,
     parse_labels,
+    parse_preview,
     parse_size,
 )
 
@@ -146,7 +147,14 @@ def predict(
         bool, typer.Option("--save-probabilities", help="Write 4D class probabilities.")
     ] = False,
     stats: Annotated[Path | None, typer.Option(help="Volumes and more of every label (.json, .csv).")] = None,
-    preview: Annotated[Path | None, typer.Option(help="A .png for a single case, or a folder.")] = None,
+    preview: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[KIND=]PATH",
+            help="Picture: a .png for a single case, or a folder. slices (default): three slices through the largest "
+            "label; mip: maximum intensity projections along three axes. A kind alone goes beside the mask.",
+        ),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="What ran, on what, with what result (.json).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per case on stdout.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
@@ -167,7 +175,8 @@ def predict(
         byte_limit = parse_bytes(max_memory)
         keep = parse_labels(labels, model)
         cases = find_inputs(inputs or [], channels or [], model)
-        check_outputs(cases, output, model, split, resume or overwrite, stats, preview, report)
+        preview_kind, preview_path = parse_preview(preview, output)
+        check_outputs(cases, output, model, split, resume or overwrite, stats, preview_path, report)
 
         from medseg.engines import DeviceNotFoundError, PredictionOptions, Predictor, predict_cases
 
@@ -196,7 +205,8 @@ def predict(
             save_probabilities=save_probabilities,
             label_table=label_table,
             statistics=stats is not None or as_json,
-            preview=preview,
+            preview=preview_path,
+            preview_kind=preview_kind,
         )
         if not quiet:
             note(

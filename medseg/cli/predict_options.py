@@ -66,6 +66,22 @@ def parse_labels(text: str | None, bundle: Bundle) -> tuple[int, ...] | None:
     return tuple(sorted({by_name[t] for t in wanted}))
 
 
+def parse_preview(text: str | None, output: Path) -> tuple[str, Path | None]:
+    """What a preview shows and where it goes, from a path, a kind, or KIND=PATH; a kind alone goes to the masks."""
+    from medseg.engines.prediction_options import PREVIEW_KINDS
+
+    if text is None:
+        return "slices", None
+    kind, equals, path = text.partition("=")
+    if kind not in PREVIEW_KINDS:
+        return "slices", Path(text)
+    if equals and not path:
+        fail(
+            f"--preview {text} lacks a path; give {kind}=PATH, or {kind} alone for the folder of the masks", EXIT_USAGE
+        )
+    return kind, Path(path) if path else output.parent if _is_file(output) else output
+
+
 def find_inputs(inputs: list[str], channels: list[str], bundle: Bundle) -> list[Case]:
     """Cases from INPUT, or one case from named channels."""
     from medseg.data import Case, find_cases, strip_nifti_ending
@@ -98,8 +114,7 @@ def check_outputs(
     """Refuse what cannot be written before any time is spent."""
     from medseg.data import name_outputs
 
-    is_file = output.name.lower().endswith((".nii", ".nii.gz"))
-    if len(cases) > 1 and is_file:
+    if len(cases) > 1 and _is_file(output):
         fail(f"-o {output} is a file, but there are {len(cases)} cases; give a folder", EXIT_USAGE)
     if len(cases) > 1 and preview is not None and preview.suffix.lower() == ".png":
         fail(f"--preview {preview} is a file, but there are {len(cases)} cases; give a folder", EXIT_USAGE)
@@ -119,3 +134,7 @@ def check_outputs(
             probe.unlink()
         except OSError as error:
             fail(f"cannot write to {folder}: {error.strerror or error}; choose another folder", EXIT_USAGE)
+
+
+def _is_file(output: Path) -> bool:
+    return output.name.lower().endswith((".nii", ".nii.gz"))

@@ -55,6 +55,12 @@ class OutputNames:
             return self.mask.with_name(f"{stem}_label-{safe.replace('-', '')}_mask{ending}")
         return self.mask.with_name(f"{strip_nifti_ending(self.mask.name)}_{safe}{ending}")
 
+    def preview_of(self, kind: str) -> Path:
+        """Path of a picture of another kind than the plain one, such as `mip`."""
+        if self.table is not None:
+            return self.preview.with_name(f"{self.preview.stem.removesuffix('_dseg')}{kind}_dseg.png")
+        return self.preview.with_name(f"{self.preview.stem}_{kind}.png")
+
 
 def find_cases(inputs: Sequence[str | Path], *, channel_names: Sequence[str] = ("image",)) -> list[Case]:
     """List the cases behind command-line inputs.

@@ -321,7 +321,7 @@ def _is_complete(masks: Sequence[Path], sidecar: Path, fingerprint: Mapping[str,
 def _fingerprint(predictor: Predictor, case: Case, options: PredictionOptions) -> dict[str, Any]:
     """Everything that decides the bytes of a mask."""
     settings = asdict(options)
-    del settings["statistics"], settings["preview"]
+    del settings["statistics"], settings["preview"], settings["preview_kind"]
     settings["labels"] = list(options.labels) if options.labels is not None else None
     return {
         "medseg": medseg.__version__,

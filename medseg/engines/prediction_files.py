@@ -13,7 +13,7 @@ import medseg
 from medseg.data import OutputNames, Volume, atomic_path, write_mask, write_probabilities
 from medseg.engines.prediction_options import PredictionOptions
 from medseg.engines.predictor import Prediction
-from medseg.report import draw_preview, label_colour
+from medseg.report import draw_mip_preview, draw_preview, label_colour
 
 
 def write_companions(
@@ -28,8 +28,9 @@ def write_companions(
     if options.save_probabilities and prediction.probabilities is not None:
         yield write_probabilities(names.probabilities, prediction.probabilities, first)
     if options.preview is not None:
-        path = _preview_path(names, options.preview)
-        yield draw_preview(path, first.array, labels, first.affine, names=label_names, title=names.mask.name)
+        path = _preview_path(names, options.preview, options.preview_kind)
+        draw = {"slices": draw_preview, "mip": draw_mip_preview}[options.preview_kind]
+        yield draw(path, first.array, labels, first.affine, names=label_names, title=names.mask.name)
     if names.table is not None:
         _describe_derivatives(names.mask)
         yield _write_table(names.table, label_names)
@@ -57,14 +58,15 @@ def write_masks(
         yield write_mask(path, binary, first, {1: name} if options.label_table else None)
 
 
-def _preview_path(names: OutputNames, preview: Path) -> Path:
+def _preview_path(names: OutputNames, preview: Path, kind: str) -> Path:
     if preview.suffix.lower() == ".png":
         preview.parent.mkdir(parents=True, exist_ok=True)
         return preview
+    own = names.preview if kind == "slices" else names.preview_of(kind)
     if names.table is not None:
-        return names.preview
+        return own
     preview.mkdir(parents=True, exist_ok=True)
-    return preview / names.preview.name
+    return preview / own.name
 
 
 def _describe_derivatives(mask: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+PREVIEW_KINDS = ("slices", "mip")
+
 
 @dataclass(frozen=True)
 class PredictionOptions:
@@ -20,6 +22,7 @@ class PredictionOptions:
         label_table: store the label names inside the mask file as well.
         statistics: measure every label.
         preview: draw a picture; its path where only one case is predicted, else a folder, or None.
+        preview_kind: "slices" through the largest label, or "mip", maximum intensity projections.
     """
 
     labels: tuple[int, ...] | None = None
@@ -31,3 +34,8 @@ class PredictionOptions:
     label_table: bool = False
     statistics: bool = False
     preview: Path | None = None
+    preview_kind: str = "slices"
+
+    def __post_init__(self) -> None:
+        if self.preview_kind not in PREVIEW_KINDS:
+            raise ValueError(f"preview_kind must be one of {', '.join(PREVIEW_KINDS)}, got {self.preview_kind!r}")

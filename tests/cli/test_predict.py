@@ -73,6 +73,22 @@ def test_all_kinds_of_results(bundle, scan, tmp_path):
     assert [row["name"] for row in statistics["cases"][0]["labels"]] == ["ball", "shell"]
 
 
+def test_a_preview_of_projections_is_chosen_by_name(bundle, scan, tmp_path):
+    drawn = []
+    for preview in ("mip", f"mip={tmp_path / 'p' / 'one.png'}", tmp_path / "plain", f"slices={tmp_path / 'slices'}"):
+        result = _medseg(
+            scan, "-o", tmp_path / "out", "--bundle", bundle, "--json", "--overwrite", "--preview", preview
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        (path,) = (Path(p) for p in json.loads(result.stdout)["outputs"] if p.endswith(".png"))
+        drawn.append((path.relative_to(tmp_path).as_posix(), path.read_bytes()))
+    assert [name for name, _ in drawn] == [
+        "out/scan_seg_mip.png", "p/one.png", "plain/scan_seg.png", "slices/scan_seg.png",
+    ]  # fmt: skip
+    projections, again, plain, slices = (content for _, content in drawn)
+    assert projections == again != plain == slices
+
+
 def test_json_lines_carry_the_statistics(bundle, tmp_path):
     for seed in range(2):
         _write_scan(tmp_path / "scans" / f"c{seed}.nii.gz", seed)
@@ -111,6 +127,7 @@ def test_channels_can_be_named(tmp_path):
         (["--roi-size", "big"], "--roi-size must be voxel counts"),
         (["--max-memory", "much"], "--max-memory must be a size"),
         (["--stats", "s.txt"], "--stats must end in .json or .csv"),
+        (["--preview", "mip="], "--preview mip= lacks a path; give mip=PATH, or mip alone"),
         (["--bundle", "nonesuch"], "no bundle 'nonesuch'"),
     ],
 )

@@ -109,6 +109,16 @@ def test_probabilities_preview_and_label_table_are_written_when_asked_for(predic
     assert len(nib.load(result.outputs[0]).header.extensions) == 1
 
 
+def test_the_kind_of_preview_decides_neither_the_mask_nor_whether_a_run_is_resumed(predictor, scans, tmp_path):
+    options = PredictionOptions(preview=tmp_path / "out", preview_kind="mip")
+    first = _run(predictor, scans, tmp_path / "out", options)[0]
+    assert "case0_seg_mip.png" in {path.name for path in first.outputs}
+    again = _run(predictor, scans, tmp_path / "out", PredictionOptions(), resume=True)
+    assert {result.status for result in again} == {"skipped"}
+    with pytest.raises(ValueError, match="preview_kind must be one of slices, mip, got 'mips'"):
+        PredictionOptions(preview_kind="mips")
+
+
 def test_bids_derivatives_are_complete(predictor, tmp_path):
     image, _ = make_phantom(shape=(16, 18, 14), seed=0)
     folder = tmp_path / "bids" / "sub-01" / "anat"
@@ -116,7 +126,9 @@ def test_bids_derivatives_are_complete(predictor, tmp_path):
     (tmp_path / "bids" / "dataset_description.json").write_text("{}")
     nib.save(nib.Nifti1Image(image, np.eye(4)), folder / "sub-01_T1w.nii.gz")
     cases = find_cases([tmp_path / "bids"], channel_names=["T1w"])
-    (result,) = predict_cases(predictor, cases, tmp_path / "bids", PredictionOptions())
+    (result,) = predict_cases(
+        predictor, cases, tmp_path / "bids", PredictionOptions(preview=tmp_path, preview_kind="mip")
+    )
     assert result.status == "ok", result.reason
     root = tmp_path / "bids" / "derivatives" / "medseg"
     assert sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()) == [
@@ -124,6 +136,7 @@ def test_bids_derivatives_are_complete(predictor, tmp_path):
         "sub-01/anat/sub-01_desc-medseg_dseg.json",
         "sub-01/anat/sub-01_desc-medseg_dseg.nii.gz",
         "sub-01/anat/sub-01_desc-medseg_dseg.tsv",
+        "sub-01/anat/sub-01_desc-medsegmip_dseg.png",
     ]
     assert json.loads((root / "dataset_description.json").read_text())["DatasetType"] == "derivative"
     table = (root / "sub-01" / "anat" / "sub-01_desc-medseg_dseg.tsv").read_text().splitlines()
