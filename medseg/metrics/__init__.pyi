@@ -5,6 +5,8 @@ from .betti import (
     compute_betti_matching_error,
     compute_betti_number_error,
 )
+from .centreline_gap import CentrelineGapMetric, compute_centreline_gap
+from .cldice import ClDiceMetric, compute_cldice
 from .dice import DiceMetric, compute_dice
 from .empty import EmptyPolicy
 from .hausdorff_distance import HausdorffDistanceMetric, compute_hausdorff_distance
@@ -17,6 +19,8 @@ __all__ = [
     "AverageSurfaceDistanceMetric",
     "BettiMatchingMetric",
     "BettiNumberMetric",
+    "CentrelineGapMetric",
+    "ClDiceMetric",
     "DiceMetric",
     "EmptyPolicy",
     "HausdorffDistanceMetric",
@@ -27,6 +31,8 @@ __all__ = [
     "compute_average_surface_distance",
     "compute_betti_matching_error",
     "compute_betti_number_error",
+    "compute_centreline_gap",
+    "compute_cldice",
     "compute_dice",
     "compute_hausdorff_distance",
     "compute_iou",
