@@ -3,7 +3,10 @@ from .class_ratio_kl import ClassRatioKLLoss
 from .deep_supervision import DeepSupervisionLoss
 from .dice_betti_matching import DiceBettiMatchingLoss, warm_up_factor
 from .focal_tversky import FocalTverskyLoss
+from .frechet import frechet_distance
 from .mip import MIPLoss
+from .probabilistic_seg import ProbabilisticSegLoss
+from .sample_set import SampleSetLoss
 from .seg_with_mip import SegWithMIPLoss
 from .shape_moment import ShapeMomentLoss, compute_shape_moments
 from .size_bound import SizeBoundLoss
@@ -17,11 +20,14 @@ __all__ = [
     "DiceBettiMatchingLoss",
     "FocalTverskyLoss",
     "MIPLoss",
+    "ProbabilisticSegLoss",
+    "SampleSetLoss",
     "SegWithMIPLoss",
     "ShapeMomentLoss",
     "SizeBoundLoss",
     "SourceFreeAdaptationLoss",
     "WeightedEntropyLoss",
     "compute_shape_moments",
+    "frechet_distance",
     "warm_up_factor",
 ]

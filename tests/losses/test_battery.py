@@ -10,6 +10,7 @@ from medseg.losses import DeepSupervisionLoss, FocalTverskyLoss
 from tests.batteries.common import public_classes
 from tests.batteries.losses import PROPERTIES
 from tests.losses import label_free_stand_ins as label_free
+from tests.losses import sample_set_stand_ins as sample_set
 
 # Arguments with which a loss accepts logits and class ids; losses that need others are named here.
 USUAL = {"to_onehot_y": True, "softmax": True}
@@ -33,7 +34,7 @@ class SupervisedAtTwoScales(DeepSupervisionLoss):
         return super().forward([input, pool(input, 2)], target)
 
 
-STAND_INS = {"DeepSupervisionLoss": SupervisedAtTwoScales, **label_free.STAND_INS}
+STAND_INS = {"DeepSupervisionLoss": SupervisedAtTwoScales, **label_free.STAND_INS, **sample_set.STAND_INS}
 
 
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda p: p.__name__)
