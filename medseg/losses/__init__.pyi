@@ -1,3 +1,4 @@
+from .adawac import AdaptiveWeightedConsistencyLoss
 from .betti_matching import BettiMatchingLoss
 from .class_ratio_kl import ClassRatioKLLoss
 from .deep_supervision import DeepSupervisionLoss
@@ -7,18 +8,23 @@ from .frechet import frechet_distance
 from .mip import MIPLoss
 from .probabilistic_seg import ProbabilisticSegLoss
 from .sample_set import SampleSetLoss
+from .sample_weights import ExponentiatedSampleWeights
 from .seg_with_mip import SegWithMIPLoss
 from .shape_moment import ShapeMomentLoss, compute_shape_moments
 from .size_bound import SizeBoundLoss
 from .source_free_adaptation import SourceFreeAdaptationLoss
+from .trimmed import LabelTrimmedLoss, TrimmedLoss
 from .weighted_entropy import WeightedEntropyLoss
 
 __all__ = [
+    "AdaptiveWeightedConsistencyLoss",
     "BettiMatchingLoss",
     "ClassRatioKLLoss",
     "DeepSupervisionLoss",
     "DiceBettiMatchingLoss",
+    "ExponentiatedSampleWeights",
     "FocalTverskyLoss",
+    "LabelTrimmedLoss",
     "MIPLoss",
     "ProbabilisticSegLoss",
     "SampleSetLoss",
@@ -26,6 +32,7 @@ __all__ = [
     "ShapeMomentLoss",
     "SizeBoundLoss",
     "SourceFreeAdaptationLoss",
+    "TrimmedLoss",
     "WeightedEntropyLoss",
     "compute_shape_moments",
     "frechet_distance",

@@ -11,16 +11,21 @@ from tests.batteries.common import public_classes
 from tests.batteries.losses import PROPERTIES
 from tests.losses import label_free_stand_ins as label_free
 from tests.losses import sample_set_stand_ins as sample_set
+from tests.losses import sample_table_stand_ins as sample_table
 
 # Arguments with which a loss accepts logits and class ids; losses that need others are named here.
 USUAL = {"to_onehot_y": True, "softmax": True}
 ARGUMENTS: dict[str, dict[str, object]] = {**label_free.ARGUMENTS}
 # What a method does not promise, with the reason.
+MIRRORING = (
+    "features that appear or vanish at one voxel are told apart by the order of cells, which mirroring reverses; the "
+    "battery's noise has many"
+)
 EXEMPT: dict[tuple[str, str], str] = {
-    (name, "ignores_mirroring"): "features that appear or vanish at one voxel are told apart by the order of cells, "
-    "which mirroring reverses; the battery's noise has many"
-    for name in ("BettiMatchingLoss", "DiceBettiMatchingLoss")
-} | label_free.EXEMPT
+    **{(name, "ignores_mirroring"): MIRRORING for name in ("BettiMatchingLoss", "DiceBettiMatchingLoss")},
+    **label_free.EXEMPT,
+    **sample_table.EXEMPT,
+}
 
 
 class SupervisedAtTwoScales(DeepSupervisionLoss):
@@ -34,7 +39,12 @@ class SupervisedAtTwoScales(DeepSupervisionLoss):
         return super().forward([input, pool(input, 2)], target)
 
 
-STAND_INS = {"DeepSupervisionLoss": SupervisedAtTwoScales, **label_free.STAND_INS, **sample_set.STAND_INS}
+STAND_INS = {
+    "DeepSupervisionLoss": SupervisedAtTwoScales,
+    **label_free.STAND_INS,
+    **sample_table.STAND_INS,
+    **sample_set.STAND_INS,
+}
 
 
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda p: p.__name__)
