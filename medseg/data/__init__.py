@@ -5,6 +5,7 @@ from medseg.data.class_ratio_prior import ClassRatioPrior
 from medseg.data.datalist import is_nifti, list_images, load_datalist, strip_nifti_ending
 from medseg.data.inputs import Case, OutputNames, find_cases, name_outputs
 from medseg.data.phantoms import make_phantom, write_phantom_dataset
+from medseg.data.sample_ids import hash_samples, sample_names, with_sample_ids
 from medseg.data.topology_phantoms import make_topology_phantom
 from medseg.data.vessel_phantom import VesselPhantom, make_vessel_phantom, write_vessel_phantoms
 from medseg.data.volume import (
@@ -27,6 +28,7 @@ __all__ = [
     "atomic_path",
     "check_same_grid",
     "find_cases",
+    "hash_samples",
     "is_nifti",
     "list_images",
     "load_datalist",
@@ -37,7 +39,9 @@ __all__ = [
     "read_channels",
     "read_image",
     "read_mask",
+    "sample_names",
     "strip_nifti_ending",
+    "with_sample_ids",
     "write_mask",
     "write_phantom_dataset",
     "write_probabilities",
