@@ -5,38 +5,61 @@ from .betti import (
     compute_betti_matching_error,
     compute_betti_number_error,
 )
+from .calibration import BrierScoreMetric, CalibrationErrorMetric, compute_brier_score, compute_calibration_error
 from .centreline_gap import CentrelineGapMetric, compute_centreline_gap
 from .cldice import ClDiceMetric, compute_cldice
 from .dice import DiceMetric, compute_dice
 from .empty import EmptyPolicy
+from .generalized_energy_distance import GeneralizedEnergyDistanceMetric, compute_generalized_energy_distance
 from .hausdorff_distance import HausdorffDistanceMetric, compute_hausdorff_distance
 from .iou import IoUMetric, compute_iou
+from .sample_dice import (
+    BestSampleDiceMetric,
+    MatchedDiceMetric,
+    compute_best_sample_dice,
+    compute_inter_rater_dice,
+    compute_matched_dice,
+)
 from .surface import SurfaceDistances, surface_distances
 from .surface_dice import SurfaceDiceMetric, compute_surface_dice
+from .volume_coverage import VolumeCoverageMetric, compute_volume_coverage
 from .volume_error import VolumeErrorMetric, compute_volume_error
 
 __all__ = [
     "AverageSurfaceDistanceMetric",
+    "BestSampleDiceMetric",
     "BettiMatchingMetric",
     "BettiNumberMetric",
+    "BrierScoreMetric",
+    "CalibrationErrorMetric",
     "CentrelineGapMetric",
     "ClDiceMetric",
     "DiceMetric",
     "EmptyPolicy",
+    "GeneralizedEnergyDistanceMetric",
     "HausdorffDistanceMetric",
     "IoUMetric",
+    "MatchedDiceMetric",
     "SurfaceDiceMetric",
     "SurfaceDistances",
+    "VolumeCoverageMetric",
     "VolumeErrorMetric",
     "compute_average_surface_distance",
+    "compute_best_sample_dice",
     "compute_betti_matching_error",
     "compute_betti_number_error",
+    "compute_brier_score",
+    "compute_calibration_error",
     "compute_centreline_gap",
     "compute_cldice",
     "compute_dice",
+    "compute_generalized_energy_distance",
     "compute_hausdorff_distance",
+    "compute_inter_rater_dice",
     "compute_iou",
+    "compute_matched_dice",
     "compute_surface_dice",
+    "compute_volume_coverage",
     "compute_volume_error",
     "surface_distances",
 ]

@@ -24,7 +24,7 @@ def as_masks(y_pred: torch.Tensor, y: torch.Tensor, include_background: bool) ->
     if y_pred.shape != y.shape:
         raise ValueError(f"y_pred has shape {tuple(y_pred.shape)}, but y has {tuple(y.shape)}; give one-hot tensors")
     first = 0 if include_background or y.shape[1] == 1 else 1
-    return _as_bool(y_pred[:, first:], "y_pred"), _as_bool(y[:, first:], "y")
+    return as_bool(y_pred[:, first:], "y_pred"), as_bool(y[:, first:], "y")
 
 
 def case_codes(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,8 @@ def per_surface_pair(
     return torch.from_numpy(values).to(y_pred.device)
 
 
-def _as_bool(mask: torch.Tensor, name: str) -> torch.Tensor:
+def as_bool(mask: torch.Tensor, name: str) -> torch.Tensor:
+    """Give a tensor of 0 and 1 as booleans."""
     # MONAI's MetaTensor would carry its metadata through every comparison; the plain tensor is what is needed.
     mask = mask.detach().as_subclass(torch.Tensor)
     if mask.dtype == torch.bool:
