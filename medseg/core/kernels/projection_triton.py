@@ -71,8 +71,11 @@ def find_keys(
     inside = (h < end_h)[:, None] & (w < end_w)[None, :]
     tile = (n // channels) * stride_b + (n % channels) * stride_c + h[:, None] * stride_h + w[None, :] * stride_w
     best = tl.full((TILE_H, TILE_W), lowest, tl.int64)
+    # A pointer that walks: interpreted, d is a plain integer, whose product with a stride would have 32 bits.
+    plane = volume + start_d * stride_d
     for d in range(start_d, end_d):
-        order = _order(tl.load(volume + tile + d * stride_d, mask=inside, other=0.0).to(tl.float32))
+        order = _order(tl.load(plane + tile, mask=inside, other=0.0).to(tl.float32))
+        plane += stride_d
         if WITH_D:
             best = tl.maximum(best, order | (0x7FFFFFFF - d))
         if WITH_H:
