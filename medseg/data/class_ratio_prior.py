@@ -215,7 +215,7 @@ class ClassRatioPrior:
         for c, present in enumerate(self._tags_of(name, row, tags)):
             if present is False:
                 shares[c] = 0
-            elif present and shares[c] == 0:
+            elif present and c > 0 and shares[c] == 0:
                 raise ValueError(f"prior for image {name!r}: class {c} is tagged as present, but its size is 0")
         shares[0] = 1 - shares[1:].sum()
         if shares[0] < 0:

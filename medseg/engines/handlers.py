@@ -93,7 +93,7 @@ class TrainingCheckpoint:
     Args:
         save_dir: folder for the checkpoints, made when missing.
         objects: names and objects with `state_dict`/`load_state_dict` (network, optimizer, schedule, ...).
-        best: the name among `objects` whose weights are the product.
+        best: the name among `objects` whose weights are the product; None keeps `last.pt` alone.
         evaluator: the validation engine, whose key metric decides what is best. Without it, and
             before its first validation, `model.pt` follows the last epoch.
         resume: load `last.pt` from `save_dir` when training starts, if it is there.
@@ -109,11 +109,11 @@ class TrainingCheckpoint:
         save_dir: str,
         objects: Mapping[str, Any],
         *,
-        best: str = "network",
+        best: str | None = "network",
         evaluator: Workflow | None = None,
         resume: bool = False,
     ) -> None:
-        if best not in objects:
+        if best is not None and best not in objects:
             raise ValueError(f"best must be one of {sorted(objects)}, got {best!r}")
         self.save_dir = Path(save_dir)
         self.objects = {name: _unwrap(item) for name, item in objects.items()}
@@ -145,7 +145,8 @@ class TrainingCheckpoint:
             return
         self.save_dir.mkdir(parents=True, exist_ok=True)
         evaluator = self.evaluator.state if self.evaluator is not None else None
-        if evaluator is None or evaluator.best_metric_epoch in (-1, engine.state.epoch):
+        is_best = evaluator is None or evaluator.best_metric_epoch in (-1, engine.state.epoch)
+        if self.best is not None and is_best:
             _save(_to_cpu(self.objects[self.best].state_dict()), self.save_dir / self.BEST)
         state = {
             "objects": {name: item.state_dict() for name, item in self.objects.items()},

@@ -7,6 +7,7 @@ from .focal_tversky import FocalTverskyLoss
 from .frechet import frechet_distance
 from .mip import MIPLoss
 from .probabilistic_seg import ProbabilisticSegLoss
+from .pseudo_label import PseudoLabelLoss
 from .sample_set import SampleSetLoss
 from .sample_weights import ExponentiatedSampleWeights
 from .seg_with_mip import SegWithMIPLoss
@@ -27,6 +28,7 @@ __all__ = [
     "LabelTrimmedLoss",
     "MIPLoss",
     "ProbabilisticSegLoss",
+    "PseudoLabelLoss",
     "SampleSetLoss",
     "SegWithMIPLoss",
     "ShapeMomentLoss",

@@ -6,6 +6,7 @@ import torch
 
 from medseg.losses import (
     ClassRatioKLLoss,
+    PseudoLabelLoss,
     ShapeMomentLoss,
     SizeBoundLoss,
     SourceFreeAdaptationLoss,
@@ -45,8 +46,14 @@ class MomentOfIds(ShapeMomentLoss):
         return super().forward(input, moments, tags=mask.flatten(2).any(-1))
 
 
+class TeacherOfIds(PseudoLabelLoss):
+    def forward(self, input, target):
+        return super().forward(input, 9 * one_hot(input, target))
+
+
 STAND_INS = {
     "ClassRatioKLLoss": RatioOfIds,
+    "PseudoLabelLoss": TeacherOfIds,
     "ShapeMomentLoss": MomentOfIds,
     "SizeBoundLoss": BoundWhereIds,
     "SourceFreeAdaptationLoss": AdaptationByIds,
@@ -54,6 +61,7 @@ STAND_INS = {
 }
 ARGUMENTS: dict[str, dict[str, object]] = {
     "ClassRatioKLLoss": {},
+    "PseudoLabelLoss": {},
     "ShapeMomentLoss": {"spacing": 1.5, "min_voxels": 0},
     "SizeBoundLoss": {"lower": [0.0, 0.4, 0.0], "upper": [0.2, 1.0, 1.0], "reduction": "mean"},
     "SourceFreeAdaptationLoss": {"class_weight": [0.1, 0.4, 0.5]},
