@@ -5,6 +5,7 @@ from medseg.data.class_ratio_prior import ClassRatioPrior
 from medseg.data.datalist import is_nifti, list_images, load_datalist, strip_nifti_ending
 from medseg.data.inputs import Case, OutputNames, find_cases, name_outputs
 from medseg.data.phantoms import make_phantom, write_phantom_dataset
+from medseg.data.rater_phantom import make_rater_phantom, write_rater_phantoms
 from medseg.data.sample_ids import hash_samples, sample_names, with_sample_ids
 from medseg.data.topology_phantoms import make_topology_phantom
 from medseg.data.vessel_phantom import VesselPhantom, make_vessel_phantom, write_vessel_phantoms
@@ -33,6 +34,7 @@ __all__ = [
     "list_images",
     "load_datalist",
     "make_phantom",
+    "make_rater_phantom",
     "make_topology_phantom",
     "make_vessel_phantom",
     "name_outputs",
@@ -45,5 +47,6 @@ __all__ = [
     "write_mask",
     "write_phantom_dataset",
     "write_probabilities",
+    "write_rater_phantoms",
     "write_vessel_phantoms",
 ]

@@ -6,6 +6,10 @@ Three layouts are understood, tried in this order:
 * **Decathlon** (`dataset.json` with a `training` list): paths relative to the folder;
 * **plain**: `images/` and `labels/` with equal file names.
 
+Where several experts outlined an image, `dataset.json` lists their files, null where one did not: Decathlon's
+`training` as `{"image": "a.nii.gz", "label": ["a_1.nii.gz", null, "a_3.nii.gz"]}`, nnU-Net's `dataset` table as `{"a":
+{"images": ["a_0000.nii.gz"], "label": [...]}}`.
+
 Which cases validate is decided, in this order, by `splits.json` (`{"train": [...], "val": [...]}`) or nnU-Net's
 `splits_final.json` (a list of such folds) in the folder, else by a seeded split of the sorted ids.
 """
@@ -16,6 +20,8 @@ import json
 import random
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
@@ -41,7 +47,9 @@ def load_datalist(
 
     Returns:
         Dictionaries with `image` (a path, or a list of paths for several channels), `label` (a path) and
-        `sample_id` (a string), sorted by id.
+        `sample_id` (a string), sorted by id. With several annotations an image, `label` is a list of equally many
+        paths for all, which `LoadImaged` stacks as channels, and `annotation_mask` a boolean array that is false where
+        a path only stands in for an annotation that does not exist.
 
     Raises:
         FileNotFoundError: the folder or a listed file does not exist.
@@ -69,7 +77,10 @@ def _read_layout(root: Path) -> list[Sample]:
     if description.is_file():
         content = _read_json(description)
         if "channel_names" in content:
-            samples = _nnunet_samples(root, len(content["channel_names"]), content.get("file_ending", ".nii.gz"))
+            if "dataset" in content:
+                samples = _nnunet_table(root, content["dataset"])
+            else:
+                samples = _nnunet_samples(root, len(content["channel_names"]), content.get("file_ending", ".nii.gz"))
         elif "training" in content:
             samples = _decathlon_samples(root, content["training"])
         else:
@@ -87,11 +98,31 @@ def _read_layout(root: Path) -> list[Sample]:
     if not samples:
         raise ValueError(f"data_dir {root} holds no labelled image; looked for *{' and *'.join(NIFTI_ENDINGS)}")
     for sample in samples:
-        images = sample["image"] if isinstance(sample["image"], list) else [sample["image"]]
-        for path in [*images, sample["label"]]:
-            if not Path(path).is_file():
+        for path in [*_as_list(sample["image"]), *_as_list(sample["label"])]:
+            if path is not None and not Path(path).is_file():
                 raise FileNotFoundError(f"sample {sample['sample_id']!r}: {path} does not exist")
-    return sorted(samples, key=lambda s: s["sample_id"])
+    return sorted(_align_annotations(samples), key=lambda s: s["sample_id"])
+
+
+def _as_list(paths: Any) -> list[Any]:
+    return paths if isinstance(paths, list) else [paths]
+
+
+def _align_annotations(samples: list[Sample]) -> list[Sample]:
+    """Give all samples equally many label files where any has a list; one that exists stands in for the rest."""
+    if not any(isinstance(s["label"], list) for s in samples):
+        return samples
+    count = max(len(_as_list(s["label"])) for s in samples)
+    aligned = []
+    for sample in samples:
+        labels = _as_list(sample["label"])
+        labels = labels + [None] * (count - len(labels))
+        mask = np.array([label is not None for label in labels])
+        if not mask.any():
+            raise ValueError(f"sample {sample['sample_id']!r} has no annotation at all; leave it out of dataset.json")
+        present = labels[int(mask.argmax())]
+        aligned.append({**sample, "label": [label or present for label in labels], "annotation_mask": mask})
+    return aligned
 
 
 def _nnunet_samples(root: Path, channels: int, ending: str) -> list[Sample]:
@@ -103,15 +134,30 @@ def _nnunet_samples(root: Path, channels: int, ending: str) -> list[Sample]:
     return samples
 
 
-def _decathlon_samples(root: Path, entries: list[dict[str, str]]) -> list[Sample]:
+def _nnunet_table(root: Path, table: dict[str, dict[str, Any]]) -> list[Sample]:
+    samples: list[Sample] = []
+    for case, entry in table.items():
+        images = [str(root / image) for image in entry["images"]]
+        image = images if len(images) > 1 else images[0]
+        samples.append({"sample_id": case, "image": image, "label": _label_paths(root, entry["label"])})
+    return samples
+
+
+def _decathlon_samples(root: Path, entries: list[dict[str, Any]]) -> list[Sample]:
     return [
         {
             "sample_id": strip_nifti_ending(Path(e["image"]).name),
             "image": str(root / e["image"]),
-            "label": str(root / e["label"]),
+            "label": _label_paths(root, e["label"]),
         }
         for e in entries
     ]
+
+
+def _label_paths(root: Path, label: str | list[str | None]) -> str | list[str | None]:
+    if isinstance(label, str):
+        return str(root / label)
+    return [None if file is None else str(root / file) for file in label]
 
 
 def _plain_samples(root: Path) -> list[Sample]:
