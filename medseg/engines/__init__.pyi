@@ -1,4 +1,6 @@
 from .adaptation_diagnostics import AdaptationDiagnostics
+from .adaptation_methods import build_adapter
+from .adawac_trainer import AdaWACTrainer
 from .cleanup import keep_largest_component, remove_small_components
 from .devices import DeviceNotFoundError
 from .evaluation import Comparison, Evaluation, compare, evaluate
@@ -8,10 +10,13 @@ from .normalisation import configure_norm
 from .prediction import CaseResult, predict_cases
 from .prediction_options import PredictionOptions
 from .predictor import Prediction, Predictor, PreparedCase
+from .probabilistic_trainer import ProbabilisticTrainer
+from .sample_weight_history import SampleWeightHistory
 from .source_free_adapter import SourceFreeAdapter
 from .training import TrainingProgress, train_bundle
 
 __all__ = [
+    "AdaWACTrainer",
     "AdaptationDiagnostics",
     "CaseResult",
     "Comparison",
@@ -24,10 +29,13 @@ __all__ = [
     "PredictionOptions",
     "Predictor",
     "PreparedCase",
+    "ProbabilisticTrainer",
+    "SampleWeightHistory",
     "SourceFreeAdapter",
     "StopOnNonFiniteLoss",
     "TrainingCheckpoint",
     "TrainingProgress",
+    "build_adapter",
     "compare",
     "configure_norm",
     "evaluate",

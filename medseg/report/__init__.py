@@ -6,6 +6,7 @@ from medseg.report._picture import label_colour
 from medseg.report.mip import draw_mip_preview
 from medseg.report.preview import draw_preview
 from medseg.report.run_report import RunReport
+from medseg.report.sample_weights import draw_sample_weights, summarise_sample_weights
 from medseg.report.statistics import label_statistics, write_statistics
 from medseg.report.topology import draw_topology
 
@@ -13,8 +14,10 @@ __all__ = [
     "RunReport",
     "draw_mip_preview",
     "draw_preview",
+    "draw_sample_weights",
     "draw_topology",
     "label_colour",
     "label_statistics",
+    "summarise_sample_weights",
     "write_statistics",
 ]
