@@ -114,7 +114,7 @@ class _Grower:
     def _try_vessel(
         self, start: np.ndarray, direction: np.ndarray, radius: float, travelled: float, tree: int
     ) -> Vessel | None:
-        """A slightly bent vessel; one that leaves the volume goes on until its cut end is outside as well."""
+        """A slightly bent vessel, or None if it stays outside; one that leaves the volume ends a diameter behind it."""
         length = self.random.uniform(*_LENGTH) * np.sqrt(radius * self.unit) + 2 * radius
         along = np.linspace(0, 1, max(int(length / (STEP * self.unit)), 2))[:, None]
         bend, wave = (s * self.random.standard_normal() * _across(direction, self.random) for s in (_BEND, _WAVE))

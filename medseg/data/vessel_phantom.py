@@ -224,7 +224,7 @@ def _check(
         raise ValueError(f"num_trees must be 1 or more, got {num_trees}")
     if len(radii) != 2 or not 0.5 <= radii[0] <= radii[1]:
         raise ValueError(f"radii must be the thinnest and the widest, 0.5 voxel or more, got {tuple(radii)}")
-    if len(spacing) != 3 or min(spacing) <= 0:
+    if len(spacing) != 3 or not all(edge > 0 for edge in spacing):
         raise ValueError(f"spacing must have 3 positive sizes in mm, got {tuple(spacing)}")
     for name, value in amounts.items():
         if not value >= 0:

@@ -123,6 +123,7 @@ def test_noise_is_rician_where_the_signal_is_far_above_it():
         ({"radii": (0.1, 3)}, "radii must be the thinnest and the widest"),
         ({"radii": (3, 1)}, "radii must be the thinnest and the widest"),
         ({"spacing": (1, 1)}, "spacing must have 3 positive sizes"),
+        ({"spacing": (1, float("nan"), 1)}, "spacing must have 3 positive sizes"),
         ({"noise": -1}, "noise must be 0 or more, got -1"),
         ({"bias": float("nan")}, "bias must be 0 or more, got nan"),
         ({"shape": (16, 16, 16), "num_trees": 9}, "trees find no room; ask for fewer"),
