@@ -3,6 +3,7 @@
 from medseg.inferers.backends import Backend, Engine, Precision, TorchBackend, select_backend
 from medseg.inferers.map_back import GridMap, SlabMapper, softmax_
 from medseg.inferers.mirror import MirrorInferer
+from medseg.inferers.shared_noise import SharedNoiseSlidingWindowInferer, draw_noise, with_noise
 from medseg.inferers.sliding_window import Slab, StreamingSlidingWindowInferer
 
 __all__ = [
@@ -11,10 +12,13 @@ __all__ = [
     "GridMap",
     "MirrorInferer",
     "Precision",
+    "SharedNoiseSlidingWindowInferer",
     "Slab",
     "SlabMapper",
     "StreamingSlidingWindowInferer",
     "TorchBackend",
+    "draw_noise",
     "select_backend",
     "softmax_",
+    "with_noise",
 ]

@@ -76,6 +76,9 @@ class StreamingSlidingWindowInferer(Inferer):
         True
     """
 
+    # Answers of K classes that the network gives side by side in its channels.
+    sets = 1
+
     def __init__(
         self,
         roi_size: Sequence[int] | int,
@@ -170,7 +173,7 @@ class StreamingSlidingWindowInferer(Inferer):
         padded, content = self._pad(image, roi, before)
         starts = self.window_starts(size)
         weight = compute_importance_map(roi, mode=self.mode, sigma_scale=self.sigma_scale, device=image.device)
-        rows = _Rows(padded, content, starts, roi, axis, self.sw_batch_size, on_windows)
+        rows = _Rows(padded, content, starts, roi, axis, self.sw_batch_size, on_windows, self.sets)
         for start, stop, logits in rows.run(network, weight):
             for dim, (n, lead) in enumerate(zip(size, before, strict=True)):
                 if dim != axis:
@@ -242,9 +245,10 @@ class _Rows:
         axis: int,
         batch_size: int,
         on_windows: Callable[[int, int], None] | None,
+        sets: int,
     ) -> None:
         self.image, self.content, self.starts, self.roi, self.axis = image, content, starts, roi, axis
-        self.batch_size = batch_size
+        self.batch_size, self.sets = batch_size, sets
         self.on_windows = on_windows
         self.total = torch.Size(len(s) for s in starts).numel()
         self.done = 0
@@ -311,7 +315,7 @@ class _Rows:
             return sums.div_(weights)
         uncovered = weights == 0
         sums.div_(weights.masked_fill(uncovered, 1))
-        sums[1:].masked_fill_(uncovered, _CERTAINLY_NOT)
+        sums.unflatten(0, (self.sets, -1))[:, 1:].masked_fill_(uncovered, _CERTAINLY_NOT)
         return sums
 
 
