@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+ROOT = Path(__file__).resolve().parents[1]
 # Looking for the end is cheap; adding up a family of processes reads the whole process table, so it is done seldom.
 _POLL_SECONDS = 0.02
 _POLLS_PER_SAMPLE = 25
@@ -67,6 +70,24 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], log: Pa
     kept = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     text = log.read_text(encoding="utf-8", errors="replace")
     return Measured(process.returncode, wall, max(kept, sampled), text)
+
+
+def run_program(program: Path, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Run a Python program that writes what it found as JSON to the path that it gets as last argument.
+
+    Returns:
+        What it found, and its `peak_bytes`.
+
+    Raises:
+        RuntimeError: it failed; the text is the last thing it said.
+    """
+    result = folder / "result.json"
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, str(program), *arguments, str(result)]
+    measured = run_measured(command, os.environ | {"PYTHONPATH": path}, folder / "log.txt")
+    if measured.exit_code:
+        raise RuntimeError(f"exit code {measured.exit_code}: {measured.last_line}")
+    return json.loads(result.read_text(encoding="utf-8")) | {"peak_bytes": measured.peak_bytes}
 
 
 def _resident(pid: int) -> int:

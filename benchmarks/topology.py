@@ -11,22 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from inference_process import run_measured
+from inference_process import run_program
+from own_process import describe_machine
 from topology_contenders import CASES, CONTENDERS
 
-ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = Path(__file__).with_name("topology_contenders.py")
 PACKAGES = ("topolosses", "gudhi", "numba", "numpy", "torch")
 NEEDS = {"topolosses": "topolosses", "gudhi barcode": "gudhi"}
@@ -40,14 +36,8 @@ def run_once(contender: str, case: str, threads: int, repeats: int, folder: Path
     Raises:
         RuntimeError: it failed; the text is the last thing it said.
     """
-    result = folder / "result.json"
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, str(PROGRAM), contender, case, str(threads), str(repeats), str(result)]
-    measured = run_measured(command, os.environ | {"PYTHONPATH": path}, folder / "log.txt")
-    if measured.exit_code:
-        raise RuntimeError(f"exit code {measured.exit_code}: {measured.last_line}")
-    found = json.loads(result.read_text(encoding="utf-8"))
-    return {"contender": contender, "case": case, "threads": threads, **found, "peak_bytes": measured.peak_bytes}
+    found = run_program(PROGRAM, [contender, case, str(threads), str(repeats)], folder)
+    return {"contender": contender, "case": case, "threads": threads, **found}
 
 
 def measure(
@@ -122,29 +112,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = summarise(runs)
     table = markdown_table(rows, not_run)
     options.output.mkdir(parents=True, exist_ok=True)
-    content = {"summary": rows, "not_run": not_run, "runs": runs, "environment": _environment(), "command": sys.argv}
+    content = {
+        "summary": rows,
+        "not_run": not_run,
+        "runs": runs,
+        "environment": describe_machine(PACKAGES),
+        "command": sys.argv,
+    }
     text = json.dumps(_strict(content), indent=2, allow_nan=False)
     (options.output / "topology.json").write_text(text + "\n", encoding="utf-8")
     (options.output / "topology.md").write_text(table, encoding="utf-8")
     print(table)
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "packages": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        "processors": os.cpu_count(),
-        "load": os.getloadavg(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _strict(value: Any) -> Any:

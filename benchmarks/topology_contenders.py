@@ -5,9 +5,7 @@ python topology_contenders.py NAME CASE THREADS REPEATS RESULT.json
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 import time
 import warnings
@@ -15,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from own_process import keep_to_processors, read_peak, reset_peak
 from scipy.ndimage import gaussian_filter
 
 # Number of images and their shape.
@@ -111,42 +110,20 @@ def _loss(loss: Callable, threads: int) -> Callable[[Images, Images], float]:
 
 def measure(name: str, case: str, threads: int, repeats: int) -> dict[str, object]:
     """Warm up on tiny images, which compiles or loads all code, then run the case."""
-    _keep_to_processors(threads)
+    keep_to_processors(threads)
     start = time.perf_counter()
     run = CONTENDERS[name](threads)
     for shape in WARM_UP:
         run(*make_case(*shape))
     first = time.perf_counter() - start
     images = make_case(*CASES[case])
-    before = _reset_peak()
+    before = reset_peak()
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         value = run(*images)
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "first": first, "growth_bytes": _peak() - before, "loss": value}
-
-
-def _keep_to_processors(threads: int) -> None:
-    """Hold the process, whatever threads it starts, to as many processors as it may use."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
-
-
-def _reset_peak() -> int:
-    """Set the kernel's record of this process's peak memory back, and give what is resident now."""
-    with contextlib.suppress(OSError):  # where it may not, the peak so far stays, and growth is a lower bound
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+    return {"seconds": seconds, "first": first, "growth_bytes": read_peak() - before, "loss": value}
 
 
 if __name__ == "__main__":
