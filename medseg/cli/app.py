@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import medseg
-from medseg.cli import bundle, evaluate, info, predict, stats, train
+from medseg.cli import adapt, bundle, evaluate, info, predict, stats, train
 
 app = typer.Typer(
     name="medseg",
@@ -39,6 +39,7 @@ def _common(
 
 app.command("predict", short_help="Segment volumes with a bundle's network.")(predict.predict)
 app.command("train", short_help="Train a bundle on a data folder.")(train.train)
+app.command("adapt", short_help="Fit a bundle to a new site, without labels.")(adapt.adapt)
 app.command("evaluate", short_help="Compare masks with references.")(evaluate.evaluate)
 app.command("stats", short_help="Measure every label of a mask.")(stats.stats)
 app.command("info", short_help="Show versions, bundles and devices.")(info.info)

@@ -14,10 +14,13 @@ from .probabilistic_trainer import ProbabilisticTrainer
 from .sample_weight_history import SampleWeightHistory
 from .source_free_adapter import SourceFreeAdapter
 from .training import TrainingProgress, train_bundle
+from .bundle_adaptation import AdaptationOptions, AdaptationResult, adapt_bundle
 
 __all__ = [
     "AdaWACTrainer",
     "AdaptationDiagnostics",
+    "AdaptationOptions",
+    "AdaptationResult",
     "CaseResult",
     "Comparison",
     "DeviceNotFoundError",
@@ -35,6 +38,7 @@ __all__ = [
     "StopOnNonFiniteLoss",
     "TrainingCheckpoint",
     "TrainingProgress",
+    "adapt_bundle",
     "build_adapter",
     "compare",
     "configure_norm",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from medseg.report._picture import label_colour
+from medseg.report.adaptation import draw_adaptation
 from medseg.report.mip import draw_mip_preview
 from medseg.report.preview import draw_preview
 from medseg.report.run_report import RunReport
@@ -12,6 +13,7 @@ from medseg.report.topology import draw_topology
 
 __all__ = [
     "RunReport",
+    "draw_adaptation",
     "draw_mip_preview",
     "draw_preview",
     "draw_sample_weights",
