@@ -1,6 +1,7 @@
 from .adaptation_diagnostics import AdaptationDiagnostics
 from .adaptation_methods import build_adapter
 from .adawac_trainer import AdaWACTrainer
+from .bundle_adaptation import AdaptationOptions, AdaptationResult, adapt_bundle
 from .cleanup import keep_largest_component, remove_small_components
 from .devices import DeviceNotFoundError
 from .evaluation import Comparison, Evaluation, compare, evaluate
@@ -14,7 +15,6 @@ from .probabilistic_trainer import ProbabilisticTrainer
 from .sample_weight_history import SampleWeightHistory
 from .source_free_adapter import SourceFreeAdapter
 from .training import TrainingProgress, train_bundle
-from .bundle_adaptation import AdaptationOptions, AdaptationResult, adapt_bundle
 
 __all__ = [
     "AdaWACTrainer",
