@@ -17,6 +17,7 @@ from medseg.topology._compile import compiled
 from medseg.topology._components import find_root, younger
 
 Ints = NDArray[np.int32]
+Steps = NDArray[np.int64]
 LATEST = np.int32(2**31 - 1)
 
 
@@ -29,16 +30,29 @@ def frame_regions(top_values: Ints, front: int) -> Ints:
 
 
 @compiled
+def separate_regions(nodes: Ints) -> Ints:
+    """Parents of nodes of which none is joined yet but the outside slots, which are one."""
+    parents = np.arange(nodes.size).astype(np.int32)
+    for i in range(nodes.size):
+        if nodes[i] < 0:
+            parents[i] = nodes.size - 1
+    return parents
+
+
+@compiled
 def pair_regions(
-    order: Ints, values: Ints, nodes: Ints, other_nodes: Ints, steps: NDArray[np.int64], front: int
+    order: Ints, values: Ints, parents: Ints, latest: Ints, nodes: Ints, other_nodes: Ints, steps: Steps, front: int
 ) -> tuple[Ints, Ints, Ints, NDArray[np.bool_]]:
     """Bars of the highest dimension: birth walls, death cells, and what dies there in another order of the same cells.
 
     Args:
         order: walls, ascending.
-        values: rank of each wall, by number.
-        nodes: `frame_regions` of the image.
-        other_nodes: the same of the comparison image, or empty: then the third answer is meaningless.
+        values: rank of each wall, in the same order.
+        parents: forest of the nodes, changed in place.
+        latest: the latest node of each tree in the other order, by root; changed in place. Empty if not wanted: then
+            the third answer is meaningless.
+        nodes: rank of each node.
+        other_nodes: the same in the other order.
         steps: how far apart the two nodes beside a wall of orientation 0, 1, 2 are.
         front: number of slots in front.
 
@@ -46,17 +60,11 @@ def pair_regions(
         Walls, top cells, dying top cells in the other order, and which walls are births of any bar, by
         position in `order`.
     """
-    outside = nodes.size - 1
-    parents = np.arange(nodes.size).astype(np.int32)
-    for i in range(outside):
-        if nodes[i] < 0:
-            parents[i] = outside
-    labelled = other_nodes.size > 0
-    latest = parents.copy() if labelled else parents[:0]
     is_birth = np.zeros(order.size, np.bool_)
-    births = np.empty(nodes.size, np.int32)
-    deaths = np.empty(nodes.size, np.int32)
-    others = np.empty(nodes.size, np.int32)
+    most = min(order.size, nodes.size)
+    births = np.empty(most, np.int32)
+    deaths = np.empty(most, np.int32)
+    others = np.empty(most, np.int32)
     count = 0
     for i in range(order.size - 1, -1, -1):
         wall = order[i]
@@ -70,11 +78,11 @@ def pair_regions(
         parents[a] = b
         is_birth[i] = True
         dying = a
-        if labelled:
+        if latest.size:
             dying = latest[a]
             if younger(other_nodes, dying, latest[b]):
                 dying, latest[b] = latest[b], dying
-        if values[wall] < nodes[a]:
+        if values[i] < nodes[a]:
             births[count] = wall
             deaths[count] = a - front
             others[count] = dying - front

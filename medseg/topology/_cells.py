@@ -22,18 +22,11 @@ Ints = NDArray[np.int32]
 
 
 @compiled
-def rank_values(values: NDArray[np.float32]) -> tuple[Ints, int]:
-    """Give every value its dense rank, and the number of ranks; a radix sort of the bits (three passes of 11)."""
-    n = values.size
-    bits = values.view(np.uint32)
-    keys = np.empty(n, np.uint32)
-    other = np.empty(n, np.uint32)
-    order = np.empty(n, np.int32)
-    spare = np.empty(n, np.int32)
-    for i in range(n):  # negative floats descend in their bits, positive ones ascend; +-0 are one value
-        b = bits[i] if values[i] != 0 else np.uint32(0)
-        order[i] = i
-        keys[i] = ~b if b >> np.uint32(31) else b | np.uint32(0x80000000)
+def radix_sort(keys: NDArray[np.uint32], items: Ints) -> tuple[NDArray[np.uint32], Ints]:
+    """Sort keys, and items with them; equal keys keep their order (three passes of 11 bits)."""
+    n = keys.size
+    other_keys = np.empty(n, np.uint32)
+    other_items = np.empty(n, np.int32)
     for shift in (0, 11, 22):
         starts = np.zeros(2049, np.int64)
         for i in range(n):
@@ -41,13 +34,27 @@ def rank_values(values: NDArray[np.float32]) -> tuple[Ints, int]:
         for digit in range(2048):
             starts[digit + 1] += starts[digit]
         for i in range(n):
-            place = (keys[i] >> np.uint32(shift)) & np.uint32(2047)
-            spare[starts[place]] = order[i]
-            other[starts[place]] = keys[i]
-            starts[place] += 1
-        keys, other = other, keys
-        order, spare = spare, order
-    ranks = spare
+            digit = (keys[i] >> np.uint32(shift)) & np.uint32(2047)
+            other_keys[starts[digit]] = keys[i]
+            other_items[starts[digit]] = items[i]
+            starts[digit] += 1
+        keys, other_keys = other_keys, keys
+        items, other_items = other_items, items
+    return keys, items
+
+
+@compiled
+def rank_values(values: NDArray[np.float32]) -> tuple[Ints, int]:
+    """Give every value its dense rank, and the number of ranks."""
+    n = values.size
+    bits = values.view(np.uint32)
+    keys = np.empty(n, np.uint32)
+    order = np.arange(n).astype(np.int32)
+    for i in range(n):  # negative floats descend in their bits, positive ones ascend; +-0 are one value
+        b = bits[i] if values[i] != 0 else np.uint32(0)
+        keys[i] = ~b if b >> np.uint32(31) else b | np.uint32(0x80000000)
+    keys, order = radix_sort(keys, order)
+    ranks = np.empty(n, np.int32)
     rank = -1
     last = np.uint32(0)
     for i in range(n):
@@ -92,16 +99,6 @@ def square_values(edges: Ints, n0: int, n1: int, n2: int) -> Ints:
                 if x + 1 < n0 and y + 1 < n1:
                     values[3 * v + 2] = max(edges[3 * v], edges[3 * (v + n2)])
                 v += 1
-    return values
-
-
-@compiled
-def pixel_square_values(ranks: Ints, n1: int, n2: int) -> Ints:
-    """Rank at which each square of an image (n0 = 1) appears, by smallest corner; -1 where there is no square."""
-    values = np.full(ranks.size, -1, np.int32)
-    for y in range(n1 - 1):
-        for v in range(y * n2, y * n2 + n2 - 1):
-            values[v] = max(max(ranks[v], ranks[v + 1]), max(ranks[v + n2], ranks[v + n2 + 1]))
     return values
 
 

@@ -1,8 +1,7 @@
-"""One image as a filtered cubical complex: its cells in order and its barcode, each part computed when first needed.
+"""One volume as a filtered cubical complex: its cells in order and its barcode, each part computed when first needed.
 
-Axes of length 1 carry no cells and are dropped: what remains is a line (components only), an image (components by
-union-find, loops by duality) or a volume (components, tunnels by reduction, cavities by duality). Higher dimensions
-come first, because the births found there need no look one dimension below.
+Components by union-find, tunnels by reduction, cavities by duality. Higher dimensions come first, because the births
+found there need no look one dimension below. Every axis is longer than 1; flatter images are `_plane`'s.
 """
 
 from __future__ import annotations
@@ -33,22 +32,17 @@ NO_BARS = Bars(NOTHING, NOTHING)
 
 
 class Grid:
-    """The shape of a volume without its axes of length 1, filled up to three axes in front."""
+    """What follows from the shape of a volume."""
 
     def __init__(self, shape: Sequence[int]) -> None:
-        long = [n for n in shape if n > 1]
-        self.num_axes = len(long)
-        self.shape: tuple[int, int, int] = (1,) * (3 - len(long)) + tuple(long)  # type: ignore[assignment]
-        self.plane = self.shape[1] * self.shape[2]
-        self.strides = np.array([self.plane, self.shape[2], 1], np.int64)
-        # Steps across a wall: squares are numbered by their normal; edges of an image by the axis they lie along.
-        self.wall_steps = self.strides if self.num_axes == 3 else self.strides[[0, 2, 1]]
-        self.around = _tunnels.boundary_offsets(*self.shape[1:])
-        self.front = self.plane if self.num_axes == 3 else self.shape[2]
+        self.shape = tuple(shape)
+        self.front = shape[1] * shape[2]
+        self.strides = np.array([self.front, shape[2], 1], np.int64)
+        self.around = _tunnels.boundary_offsets(shape[1], shape[2])
 
 
 class Complex:
-    """The cells of one image, whose values are given as ranks.
+    """The cells of one volume, whose values are given as ranks.
 
     Args:
         ranks: rank of every voxel, flat.
@@ -83,30 +77,26 @@ class Complex:
 
     @cached_property
     def regions(self) -> Ints:
-        """Values of the top cells with the outside around them, as the dual union-find needs them."""
-        if self.grid.num_axes == 2:
-            top = _cells.pixel_square_values(self.ranks, *self.grid.shape[1:])
-        else:
-            top = _cells.cube_values(self.square_values, *self.grid.shape)
-        return _cavities.frame_regions(top, self.grid.front)
+        """Values of the cubes with the outside around them, as the dual union-find needs them."""
+        return _cavities.frame_regions(_cells.cube_values(self.square_values, *self.grid.shape), self.grid.front)
 
     def values(self, cells: Ints, dim: int) -> Ints:
         """Ranks at which the given cells of one dimension appear."""
-        if dim == 0:
-            return self.ranks[cells]
-        if dim == self.grid.num_axes > 1:
+        if dim == 3:
             return self.regions[cells + self.grid.front]
-        return (self.edge_values if dim == 1 else self.square_values)[cells]
+        return self.ranks[cells] if dim == 0 else (self.edge_values if dim == 1 else self.square_values)[cells]
 
-    def pair_top(self, other: Complex | None = None) -> tuple[Bars, Ints, Mask]:
-        """Bars of the highest dimension, their deaths in `other`, and which walls are births, in their order."""
-        volume = self.grid.num_axes == 3
+    def pair_cavities(self, other: Complex | None = None) -> tuple[Bars, Ints, Mask]:
+        """Bars of the highest dimension, their deaths in `other`, and which squares are births, in their order."""
+        parents = _cavities.separate_regions(self.regions)
         births, deaths, others, is_birth = _cavities.pair_regions(
-            self.square_order if volume else self.edge_order,
-            self.square_values if volume else self.edge_values,
+            self.square_order,
+            self.square_values[self.square_order],
+            parents,
+            NOTHING if other is None else parents.copy(),
             self.regions,
             NOTHING if other is None else other.regions,
-            self.grid.wall_steps,
+            self.grid.strides,
             self.grid.front,
         )
         return Bars(births, deaths), others, is_birth
@@ -136,7 +126,9 @@ class Complex:
     def pair_components(self, is_birth: Mask) -> Bars:
         """Bars of dimension 0; `is_birth` says which edges, in their order, begin a loop; empty if not known."""
         edges = self.merging_edges(is_birth)
-        return Bars(*_components.pair_components(edges, self.edge_values, self.ranks, self.grid.strides))
+        parents = np.arange(self.ranks.size, dtype=np.int32)
+        strides = self.grid.strides
+        return Bars(*_components.pair_components(edges, self.edge_values[edges], parents, self.ranks, strides))
 
     def voxels(self, bars: Bars, dim: int) -> NDArray[np.int64]:
         """Birth and death voxels (n, 2) of bars, as flat indices."""
@@ -149,6 +141,4 @@ class Complex:
     def _carry(self, cells: Ints, dim: int) -> Ints:
         if dim == 0:
             return cells
-        # The squares of an image are numbered as top cells, by their corner; as squares they are normal to axis 0.
-        numbers = cells * np.int32(3) if dim == self.grid.num_axes == 2 else cells
-        return _cells.carrying_voxels(numbers, dim, self.values(cells, dim), self.ranks, *self.grid.shape)
+        return _cells.carrying_voxels(cells, dim, self.values(cells, dim), self.ranks, *self.grid.shape)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medseg.topology._compile import compiled
 
 Ints = NDArray[np.int32]
+Steps = NDArray[np.int64]
 
 
 @compiled
@@ -31,13 +32,22 @@ def younger(ranks: Ints, a: int, b: int) -> bool:
 
 
 @compiled
-def pair_components(order: Ints, values: Ints, ranks: Ints, strides: NDArray[np.int64]) -> tuple[Ints, Ints]:
-    """Bars of dimension 0 as birth voxels and death edges; `order` may leave out edges that begin a loop."""
-    parents = np.arange(ranks.size).astype(np.int32)
-    births = np.empty(ranks.size, np.int32)
-    deaths = np.empty(ranks.size, np.int32)
+def pair_components(order: Ints, values: Ints, parents: Ints, ranks: Ints, strides: Steps) -> tuple[Ints, Ints]:
+    """Bars of dimension 0 as birth voxels and death edges.
+
+    Args:
+        order: edges, ascending; those that begin a loop may be left out.
+        values: rank of each, in the same order.
+        parents: forest of the voxels, changed in place.
+        ranks: rank of each voxel.
+        strides: how far apart the ends of an edge along axis 0, 1, 2 are.
+    """
+    most = min(order.size, ranks.size)
+    births = np.empty(most, np.int32)
+    deaths = np.empty(most, np.int32)
     count = 0
-    for edge in order:
+    for i in range(order.size):
+        edge = order[i]
         v = edge // 3
         a = find_root(parents, v)
         b = find_root(parents, v + strides[edge % 3])
@@ -46,7 +56,7 @@ def pair_components(order: Ints, values: Ints, ranks: Ints, strides: NDArray[np.
         if younger(ranks, b, a):
             a, b = b, a
         parents[a] = b
-        if ranks[a] < values[edge]:
+        if ranks[a] < values[i]:
             births[count] = a
             deaths[count] = edge
             count += 1
@@ -57,20 +67,32 @@ def pair_components(order: Ints, values: Ints, ranks: Ints, strides: NDArray[np.
 def match_components(
     order: Ints,
     values: Ints,
-    strides: NDArray[np.int64],
+    parents: Ints,
+    oldest: tuple[Ints, Ints],
+    strides: Steps,
     ranks: tuple[Ints, Ints, Ints],
     bars_at: tuple[Ints, Ints],
     positive: bool,
 ) -> Ints:
-    """Matched bars (M, 2) of dimension 0; `ranks` of comparison, prediction, target; `bars_at` birth voxel, or -1."""
+    """Matched bars (M, 2) of dimension 0.
+
+    Args:
+        order: edges of the comparison image, ascending; those that begin a loop may be left out.
+        values: rank of each, in the same order.
+        parents: forest of the voxels, changed in place.
+        oldest: oldest voxel of each tree in the order of prediction and target, by root; changed in place.
+        strides: how far apart the ends of an edge along axis 0, 1, 2 are.
+        ranks: rank of each voxel in comparison image, prediction and target.
+        bars_at: row of the bar that a voxel begins, in prediction and target; -1 for none.
+        positive: match only through image bars that are not empty.
+    """
     rank_c, rank_u, rank_t = ranks
     bar_u, bar_t = bars_at
-    parents = np.arange(rank_c.size).astype(np.int32)
-    oldest_u = parents.copy()
-    oldest_t = parents.copy()
-    matched = np.empty((rank_c.size, 2), np.int32)
+    oldest_u, oldest_t = oldest
+    matched = np.empty((min(order.size, rank_c.size), 2), np.int32)
     count = 0
-    for edge in order:
+    for i in range(order.size):
+        edge = order[i]
         v = edge // 3
         a = find_root(parents, v)
         b = find_root(parents, v + strides[edge % 3])
@@ -84,7 +106,7 @@ def match_components(
             u, oldest_u[b] = oldest_u[b], u
         if younger(rank_t, oldest_t[b], t):
             t, oldest_t[b] = oldest_t[b], t
-        value = values[edge]
+        value = values[i]
         if rank_c[a] < value and bar_u[u] >= 0 and bar_t[t] >= 0:
             if positive and (rank_u[u] >= value or rank_t[t] >= value):
                 continue

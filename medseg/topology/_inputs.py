@@ -73,9 +73,10 @@ def list_directions(filtration: str) -> tuple[str, ...]:
     return DIRECTIONS[check_option(filtration, "filtration", tuple(DIRECTIONS))]
 
 
-def ascending(image: NDArray[np.float32], direction: str) -> NDArray[np.float32]:
-    """The flat image whose sublevel filtration is the wanted one; 1 - x in float32, as in the published code."""
-    return (np.float32(1) - image if direction == "superlevel" else image).reshape(-1)
+def ascending(images: NDArray[np.float32], direction: str) -> NDArray[np.float32]:
+    """Flat images (N, voxels) with the wanted filtration as sublevels; 1 - x in float32, as in the published code."""
+    flat = images.reshape(len(images), -1)
+    return np.float32(1) - flat if direction == "superlevel" else flat
 
 
 def to_coordinates(voxels: NDArray[np.int64], shape: Sequence[int], boundary: str) -> NDArray[np.int64]:

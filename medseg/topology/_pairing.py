@@ -17,40 +17,82 @@ from medseg.topology import _components
 from medseg.topology._cells import rank_values
 from medseg.topology._complex import NO_BARS, NO_MASK, NOTHING, Bars, Complex, Grid, Mask
 from medseg.topology._crop import find_box
+from medseg.topology._plane import barcode_plane, match_planes, split_bars
 
 Ints = NDArray[np.int32]
 
 
-class Pairing(NamedTuple):
-    """Bars of one dimension as flat birth and death voxels (n, 2), and matched pairs (m, 2) of row numbers."""
+NO_VOXELS = np.zeros((0, 2), np.int64)
 
-    bars_u: NDArray[np.int64]
-    bars_t: NDArray[np.int64]
-    matched: Ints
+
+class Pairing(NamedTuple):
+    """Bars of one dimension as flat voxels: matched (M, 4), unmatched of each image (P, 2) and (Q, 2)."""
+
+    matched: NDArray[np.int64]
+    unmatched_u: NDArray[np.int64]
+    unmatched_t: NDArray[np.int64]
+
+
+NO_PAIRING = Pairing(np.zeros((0, 4), np.int64), NO_VOXELS, NO_VOXELS)
 
 
 def pair_image(u: NDArray[np.float32], shape: Sequence[int], dims: Sequence[int]) -> dict[int, NDArray[np.int64]]:
     """Barcode of a flat image in its sublevel filtration: birth and death voxels by dimension."""
+    if plane := _plane_shape(shape):
+        bars = barcode_plane(u, *plane, 0 in dims, 1 in dims)
+        return {d: bars[d] if d < 2 else NO_VOXELS for d in dims}
     box = find_box([u], shape)
     ranks, num_ranks = rank_values(box.cut(u, shape))
-    complex_u = Complex(ranks, num_ranks, Grid(box.shape))
-    bars, _ = _barcode(complex_u, dims)
-    return {d: box.restore(complex_u.voxels(bars[d], d), shape) for d in dims}
+    volume = Complex(ranks, num_ranks, Grid(box.shape))
+    bars, _ = _barcode(volume, dims)
+    return {d: box.restore(volume.voxels(bars[d], d), shape) for d in dims}
 
 
 def pair_images(
-    u: NDArray[np.float32], t: NDArray[np.float32], shape: Sequence[int], dims: Sequence[int], positive: bool
+    us: NDArray[np.float32], ts: NDArray[np.float32], shape: Sequence[int], dims: Sequence[int], positive: bool
 ) -> dict[int, Pairing]:
-    """Match two flat images in their sublevel filtrations, by dimension."""
+    """Match stacks (N, voxels) of flat images, N > 0, in their sublevel filtrations, by dimension.
+
+    Voxels are counted through the stack.
+    """
+    if plane := _plane_shape(shape):
+        planes = match_planes(us, ts, *plane, 0 in dims, 1 in dims, positive)
+        items = [{0: found[:3], 1: found[3:], 2: NO_PAIRING} for found in planes]
+    else:
+        items = [_pair_volumes(u, t, shape, dims, positive) for u, t in zip(us, ts, strict=True)]
+    size = us.shape[1]
+    return {d: Pairing(*(_join([item[d][k] for item in items], size) for k in range(3))) for d in dims}
+
+
+def _join(fields: Sequence[NDArray[np.int64]], size: int) -> NDArray[np.int64]:
+    """Voxels of several images of one size below each other, counted through the stack."""
+    offsets = np.repeat(np.arange(len(fields)) * size, [len(field) for field in fields])
+    return np.concatenate(fields) + offsets[:, None]
+
+
+def _pair_volumes(
+    u: NDArray[np.float32], t: NDArray[np.float32], shape: Sequence[int], dims: Sequence[int], positive: bool
+) -> dict[int, tuple[NDArray[np.int64], ...]]:
     box = find_box([u, t], shape)
     grid = Grid(box.shape)
     ranks_u, ranks_t, num_ranks = _rank_together(box.cut(u, shape), box.cut(t, shape))
     image_u, image_t = Complex(ranks_u, num_ranks, grid), Complex(ranks_t, num_ranks, grid)
     image_c = Complex(np.minimum(ranks_u, ranks_t), num_ranks, grid)
     matcher = _Matcher(image_u, image_t, image_c, dims, positive)
-    bars_u = {d: box.restore(image_u.voxels(matcher.bars_u[d], d), shape) for d in dims}
-    bars_t = {d: box.restore(image_t.voxels(matcher.bars_t[d], d), shape) for d in dims}
-    return {d: Pairing(bars_u[d], bars_t[d], matcher.matched[d]) for d in dims}
+    return {
+        d: split_bars(
+            box.restore(image_u.voxels(matcher.bars_u[d], d), shape),
+            box.restore(image_t.voxels(matcher.bars_t[d], d), shape),
+            matcher.matched[d],
+        )
+        for d in dims
+    }
+
+
+def _plane_shape(shape: Sequence[int]) -> tuple[int, int] | None:
+    """Shape of an image without the axes of length 1, which carry no cells; None for a volume."""
+    first, second, *more = [*(n for n in shape if n > 1), 1, 1]
+    return None if len(more) > 2 else (first, second)
 
 
 def _rank_together(u: NDArray[np.float32], t: NDArray[np.float32]) -> tuple[Ints, Ints, int]:
@@ -64,58 +106,53 @@ def _rank_together(u: NDArray[np.float32], t: NDArray[np.float32]) -> tuple[Ints
     return ranks[: u.size], ranks[u.size :], num_ranks
 
 
-def _barcode(image: Complex, dims: Sequence[int], other: Complex | None = None) -> tuple[dict[int, Bars], Ints]:
-    """Bars of an image by dimension, and where those of the highest die in `other`; none without it."""
-    bars = dict.fromkeys(range(-1, 3), NO_BARS)  # -1: the highest dimension of a single voxel
+def _barcode(volume: Complex, dims: Sequence[int], other: Complex | None = None) -> tuple[dict[int, Bars], Ints]:
+    """Bars of a volume by dimension, and where its cavities end in `other`; none without it."""
+    bars = dict.fromkeys(range(3), NO_BARS)
     others, births = NOTHING, NO_MASK
-    axes = image.grid.num_axes
-    if axes > 1 and max(dims) > 0:
-        bars[axes - 1], others, births = image.pair_top(other)
-    if axes == 3 and 1 in dims:
-        bars[1], births = image.pair_tunnels(births)
-    elif axes == 3:
+    if max(dims) > 0:
+        bars[2], others, births = volume.pair_cavities(other)
+    if 1 in dims:
+        bars[1], births = volume.pair_tunnels(births)
+    else:
         births = NO_MASK  # of squares; edges are not known yet
     if 0 in dims:
-        bars[0] = image.pair_components(births)
+        bars[0] = volume.pair_components(births)
     return bars, others if other is not None else NOTHING
 
 
 class _Matcher:
-    """The steps of one matching, from the highest dimension down."""
+    """The steps of matching two volumes, from the highest dimension down."""
 
     def __init__(
         self, image_u: Complex, image_t: Complex, image_c: Complex, dims: Sequence[int], positive: bool
     ) -> None:
         self.images = image_u, image_t, image_c
         self.positive = positive
-        self.top = image_u.grid.num_axes - 1
-        wanted = image_c if self.top > 0 and self.top in dims else None
+        wanted = image_c if 2 in dims else None
         self.bars_t, self.others_t = _barcode(image_t, dims, wanted)
-        if not self.bars_t[self.top].births.size:
+        if not self.bars_t[2].births.size:
             wanted = None
         self.bars_u, self.others_u = _barcode(image_u, dims, wanted)
         self.matched = {d: np.zeros((0, 2), np.int32) for d in range(3)}
         open_dims = [d for d in dims if self.bars_u[d].births.size and self.bars_t[d].births.size]
-        births = NO_MASK
-        if self.top > 0 and (self.top in open_dims or (self.top == 2 and 1 in open_dims)):
-            births = self._match_top()
-        if self.top == 2:
+        if 1 in open_dims or 2 in open_dims:
+            births = self._match_cavities()
             if 1 in open_dims:
                 self._match_tunnels(births)
-            births = NO_MASK
         if 0 in open_dims:
-            self._match_components(births)
+            self._match_components()
 
-    def _match_top(self) -> Mask:
+    def _match_cavities(self) -> Mask:
         image_c = self.images[2]
-        bars_c, _, births = image_c.pair_top()
+        bars_c, _, births = image_c.pair_cavities()
         if self.others_u.size and self.others_t.size:
             bar_u = index_by(self.others_u, image_c.ranks.size)[bars_c.deaths]
             bar_t = index_by(self.others_t, image_c.ranks.size)[bars_c.deaths]
             both = (bar_u >= 0) & (bar_t >= 0)
             bar_u, bar_t, deaths = bar_u[both], bar_t[both], bars_c.deaths[both]
-            keep = np.logical_and(*self._alive(self.top, bar_u, bar_t, deaths)) if self.positive else slice(None)
-            self.matched[self.top] = np.stack([bar_u[keep], bar_t[keep]], 1)
+            keep = np.logical_and(*self._alive(2, bar_u, bar_t, deaths)) if self.positive else slice(None)
+            self.matched[2] = np.stack([bar_u[keep], bar_t[keep]], 1)
         return births
 
     def _match_tunnels(self, cleared: Mask) -> None:
@@ -149,16 +186,16 @@ class _Matcher:
             image_t.values(self.bars_t[dim].births[bar_t], dim) < end,
         )
 
-    def _match_components(self, births: Mask) -> None:
+    def _match_components(self) -> None:
         image_u, image_t, image_c = self.images
-        bars_at = (
-            index_by(self.bars_u[0].births, image_c.ranks.size),
-            index_by(self.bars_t[0].births, image_c.ranks.size),
-        )
+        edges = image_c.merging_edges(NO_MASK)
+        voxels = np.arange(image_c.ranks.size, dtype=np.int32)
+        rows = tuple(index_by(bars[0].births, voxels.size) for bars in (self.bars_u, self.bars_t))
         ranks = (image_c.ranks, image_u.ranks, image_t.ranks)
         self.matched[0] = _components.match_components(
-            image_c.merging_edges(births), image_c.edge_values, image_c.grid.strides, ranks, bars_at, self.positive
-        )
+            edges, image_c.edge_values[edges], voxels, (voxels.copy(), voxels.copy()), image_c.grid.strides, ranks,
+            rows, self.positive,
+        )  # fmt: skip
 
 
 def index_by(cells: Ints, size: int) -> Ints:

@@ -80,7 +80,7 @@ def persistence_barcode(
 def _barcodes(
     framed: NDArray[np.float32], direction: str, dims: tuple[int, ...], boundary: str, include_essential: bool
 ) -> list[Barcode]:
-    u = ascending(framed, direction)
+    u = ascending(framed[None], direction)[0]
     bars = pair_image(u, framed.shape, dims)
     oldest = np.array([[u.argmin()]], np.int64)
     return [

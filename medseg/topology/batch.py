@@ -1,6 +1,6 @@
 """Betti matching of many image pairs at once, as flat indices that a loss can gather with.
 
-Items are independent; they are spread over threads, since the compiled code releases Python's lock.
+Items are independent; stretches of them are spread over threads, since the compiled code releases Python's lock.
 """
 
 from __future__ import annotations
@@ -99,12 +99,18 @@ def betti_matching_batch(
     first, second = (frame_images(x, boundary, batch=True) for x in pairs)
     wanted = check_dims(dims, first.ndim - 1)
     positive = IMAGE_BARS[check_option(image_bars, "image_bars", tuple(IMAGE_BARS))]
-    jobs = [(item, direction) for item in range(len(first)) for direction in list_directions(filtration)]
+    threads = count_threads(num_threads)
+    # Two stretches a thread, so that none waits long for another; more would cost more than they balance.
+    length = -(-len(first) // (2 * threads)) if threads > 1 else len(first)
+    jobs = [
+        (start, direction) for start in range(0, len(first), length or 1) for direction in list_directions(filtration)
+    ]
 
-    def work(job: tuple[int, str]) -> dict[int, FlatMatching]:
-        return match_direction(first[job[0]], second[job[0]], job[1], wanted, positive, include_essential)
+    def work(job: Job) -> Found:
+        items = slice(job[0], job[0] + length)
+        return match_direction(first[items], second[items], job[1], wanted, positive, include_essential)
 
-    return _collect(jobs, _run(work, jobs, count_threads(num_threads)), first.shape[1:])
+    return _collect(jobs, _run(work, jobs, threads), first.shape[1:])
 
 
 def count_threads(num_threads: int | None) -> int:
@@ -117,26 +123,38 @@ def count_threads(num_threads: int | None) -> int:
 
 
 def _run(work: Callable[[Job], Found], jobs: list[Job], threads: int) -> list[Found]:
-    if min(threads, len(jobs)) < 2:
-        return [work(job) for job in jobs]
-    with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
-        return list(pool.map(work, jobs))
+    """The answers to all jobs, in their order; this thread works as well, since the others take a moment to start."""
+    answers: list[Found] = [{}] * len(jobs)
+    waiting = iter(range(len(jobs)))
+
+    def take_jobs() -> None:
+        for i in waiting:
+            answers[i] = work(jobs[i])
+
+    helpers = min(threads, len(jobs)) - 1
+    if helpers < 1:
+        take_jobs()
+        return answers
+    with ThreadPoolExecutor(helpers) as pool:
+        started = [pool.submit(take_jobs) for _ in range(helpers)]
+        take_jobs()
+        for one in started:
+            one.result()
+    return answers
 
 
 def _collect(jobs: list[Job], results: list[Found], shape: tuple[int, ...]) -> BatchMatching:
-    """Join the answers of all jobs, field by field, with voxels counted through the whole batch."""
+    """Join the answers of all jobs, field by field, and sort them."""
     voxels = int(np.prod(shape))
     parts = [(job, dim, flat) for job, found in zip(jobs, results, strict=True) for dim, flat in found.items()]
     tables = []
     for field, columns in enumerate((4, 2, 2, 2)):
-        rows = [flat[field][np.lexsort(flat[field].T[::-1])] + job[0] * voxels for job, _, flat in parts]
+        rows = [flat[field] + job[0] * voxels for job, _, flat in parts]
         counts = [len(r) for r in rows]
-        tables.append(
-            BarTable(
-                np.concatenate([np.zeros((0, columns), np.int64), *rows]),
-                np.repeat(np.array([job[0] for job, _, _ in parts], np.int64), counts),
-                np.repeat(np.array([dim for _, dim, _ in parts], np.int64), counts),
-                np.repeat(np.array([job[1] == "sublevel" for job, _, _ in parts], np.bool_), counts),
-            )
-        )
+        joined = np.concatenate([np.zeros((0, columns), np.int64), *rows])
+        item = joined[:, 0] // voxels
+        dim = np.repeat(np.array([dim for _, dim, _ in parts], np.int64), counts)
+        sublevel = np.repeat(np.array([job[1] == "sublevel" for job, _, _ in parts], np.bool_), counts)
+        order = np.lexsort((*joined.T[::-1], dim, sublevel, item))
+        tables.append(BarTable(joined[order], item[order], dim[order], sublevel[order]))
     return BatchMatching(shape, *tables)

@@ -101,12 +101,14 @@ def betti_matching(
     return tuple(
         _to_matching(match, dim, direction, first.shape, boundary)
         for direction in list_directions(filtration)
-        for dim, match in match_direction(first, second, direction, wanted, positive, include_essential).items()
+        for dim, match in match_direction(
+            first[None], second[None], direction, wanted, positive, include_essential
+        ).items()
     )
 
 
 class FlatMatching(NamedTuple):
-    """As `BettiMatching`, with flat voxel indices of the framed grid in rows of 4, 2, 2 and 2, not yet sorted."""
+    """As `BettiMatching` for a stack of images: indices into the flattened stack in rows of 4, 2, 2 and 2, unsorted."""
 
     matched: NDArray[np.int64]
     unmatched_pred: NDArray[np.int64]
@@ -115,28 +117,20 @@ class FlatMatching(NamedTuple):
 
 
 def match_direction(
-    pred: NDArray[np.float32],
-    target: NDArray[np.float32],
+    preds: NDArray[np.float32],
+    targets: NDArray[np.float32],
     direction: str,
     dims: tuple[int, ...],
     positive: bool,
     include_essential: bool,
 ) -> dict[int, FlatMatching]:
-    """Match two checked and framed images in one direction, by dimension."""
-    u, t = ascending(pred, direction), ascending(target, direction)
-    oldest = np.array([[u.argmin(), t.argmin()]], np.int64)
-    result = {}
-    for dim, (bars_u, bars_t, rows) in pair_images(u, t, pred.shape, dims, positive).items():
-        matched = np.concatenate((bars_u[rows[:, 0]], bars_t[rows[:, 1]]), axis=1)
-        rest = _leave_out(bars_u, rows[:, 0]), _leave_out(bars_t, rows[:, 1])
-        result[dim] = FlatMatching(matched, *rest, oldest[: int(include_essential and dim == 0)])
-    return result
-
-
-def _leave_out(bars: NDArray[np.int64], rows: NDArray[np.int32]) -> NDArray[np.int64]:
-    keep = np.ones(len(bars), np.bool_)
-    keep[rows] = False
-    return bars[keep]
+    """Match checked and framed images (N, spatial...), N > 0, in one direction, by dimension."""
+    us, ts = (ascending(images, direction) for images in (preds, targets))
+    essential = np.zeros((0, 2), np.int64)
+    if include_essential:
+        essential = np.stack([us.argmin(1), ts.argmin(1)], 1) + np.arange(len(us))[:, None] * us.shape[1]
+    found = pair_images(us, ts, preds.shape[1:], dims, positive)
+    return {dim: FlatMatching(*pairing, essential if dim == 0 else essential[:0]) for dim, pairing in found.items()}
 
 
 def _to_matching(flat: FlatMatching, dim: int, direction: str, shape: tuple[int, ...], boundary: str) -> BettiMatching:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.topology import betti_matching, persistence_barcode
-from tests.topology.images import image_pairs
+from tests.topology.images import KINDS, image_pairs, make_image
 from tests.topology.naive import naive_matching
 
 FIELDS = ("matched", "unmatched_pred", "unmatched_target")
@@ -58,3 +58,15 @@ def test_larger_noise_agrees_as_well(shape):
     for result in betti_matching(pred, target, filtration="sublevel", dims=(1,)):
         for field, rows in zip(FIELDS, naive_matching(pred, target, 1), strict=True):
             assert [tuple(map(tuple, row)) for row in getattr(result, field).tolist()] == rows
+
+
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("target", KINDS)
+@pytest.mark.parametrize("pred", KINDS)
+def test_images_with_inner_regions_agree_as_well(pred, target, positive):
+    rng = np.random.default_rng(KINDS.index(pred) * 10 + KINDS.index(target))
+    u, t = make_image(rng, (11, 12), pred), make_image(rng, (11, 12), target)
+    found = betti_matching(u, t, filtration="sublevel", image_bars="positive" if positive else "all")
+    for dim, result in enumerate(found):
+        for field, rows in zip(FIELDS, naive_matching(u, t, dim, positive), strict=True):
+            assert [tuple(map(tuple, row)) for row in getattr(result, field).tolist()] == rows, (dim, field)
