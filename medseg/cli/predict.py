@@ -26,6 +26,7 @@ from medseg.cli.console import (
 )
 from medseg.cli.predict_options import (
     check_outputs,
+    check_samples,
     choose_bundle,
     find_inputs,
     parse_bytes,
@@ -146,6 +147,15 @@ def predict(
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Write 4D class probabilities.")
     ] = False,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Draw N segmentations of each case; needs a probabilistic network."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
+    save_uncertainty: Annotated[
+        bool, typer.Option("--save-uncertainty", help="Write mean probabilities, entropy and variance of the samples.")
+    ] = False,
+    save_samples: Annotated[bool, typer.Option("--save-samples", help="Write the mask of every sample.")] = False,
     stats: Annotated[Path | None, typer.Option(help="Volumes and more of every label (.json, .csv).")] = None,
     preview: Annotated[
         str | None,
@@ -171,6 +181,7 @@ def predict(
         overlap, tta, memory = overlap or 0.25, TtaName.none, MemoryName.low
     with errors_to_exit_codes(verbose), steps_on_stderr(quiet):
         model = choose_bundle(bundle, quiet)
+        check_samples(samples, save_uncertainty=save_uncertainty, save_samples=save_samples)
         window = parse_size(roi_size)
         byte_limit = parse_bytes(max_memory)
         keep = parse_labels(labels, model)
@@ -193,6 +204,8 @@ def predict(
                 memory=memory.value,
                 max_memory=byte_limit,
                 skip_empty=skip_empty,
+                samples=samples,
+                seed=seed,
             )
         except DeviceNotFoundError as error:
             fail(str(error), EXIT_MISSING)
@@ -203,6 +216,8 @@ def predict(
             remove_small=remove_small,
             threshold=threshold,
             save_probabilities=save_probabilities,
+            save_uncertainty=save_uncertainty,
+            save_samples=save_samples,
             label_table=label_table,
             statistics=stats is not None or as_json,
             preview=preview_path,

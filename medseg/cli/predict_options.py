@@ -82,6 +82,14 @@ def parse_preview(text: str | None, output: Path) -> tuple[str, Path | None]:
     return kind, Path(path) if path else output.parent if _is_file(output) else output
 
 
+def check_samples(samples: int | None, *, save_uncertainty: bool, save_samples: bool) -> None:
+    """Refuse to save what only samples have where none are drawn."""
+    wanted = {"--save-uncertainty": save_uncertainty, "--save-samples": save_samples}
+    lacking = [option for option, is_set in wanted.items() if is_set and samples is None]
+    if lacking:
+        fail(f"{' and '.join(lacking)} need --samples N, the number of segmentations to draw", EXIT_USAGE)
+
+
 def find_inputs(inputs: list[str], channels: list[str], bundle: Bundle) -> list[Case]:
     """Cases from INPUT, or one case from named channels."""
     from medseg.data import Case, find_cases, strip_nifti_ending

@@ -17,7 +17,7 @@ from medseg.data.volume import (
     read_image,
     read_mask,
 )
-from medseg.data.writing import write_mask, write_probabilities
+from medseg.data.writing import write_map, write_mask, write_probabilities
 
 __all__ = [
     "Case",
@@ -44,6 +44,7 @@ __all__ = [
     "sample_names",
     "strip_nifti_ending",
     "with_sample_ids",
+    "write_map",
     "write_mask",
     "write_phantom_dataset",
     "write_probabilities",

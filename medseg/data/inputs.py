@@ -55,6 +55,23 @@ class OutputNames:
             return self.mask.with_name(f"{stem}_label-{safe.replace('-', '')}_mask{ending}")
         return self.mask.with_name(f"{strip_nifti_ending(self.mask.name)}_{safe}{ending}")
 
+    def map_of(self, kind: str) -> Path:
+        """Path of a map beside the mask, such as `entropy`."""
+        if self.table is not None:
+            return self.mask.with_name(f"{self._stem}_stat-{kind}_probseg.nii.gz")
+        return self.mask.with_name(f"{self._stem}_{kind}.nii.gz")
+
+    def sample(self, number: int) -> Path:
+        """Path of the mask of one of several samples, counted from 1."""
+        if self.table is not None:
+            return self.mask.with_name(f"{self._stem}Sample{number:02d}_dseg.nii.gz")
+        return self.mask.with_name(f"{self._stem}_sample-{number:02d}.nii.gz")
+
+    @property
+    def _stem(self) -> str:
+        stem = strip_nifti_ending(self.mask.name)
+        return stem.removesuffix("_dseg") if self.table is not None else stem.removesuffix("_seg")
+
     def preview_of(self, kind: str) -> Path:
         """Path of a picture of another kind than the plain one, such as `mip`."""
         if self.table is not None:

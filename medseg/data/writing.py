@@ -72,6 +72,26 @@ def write_probabilities(path: str | Path, probabilities: np.ndarray, like: Volum
     return _write(Path(path), np.moveaxis(probabilities.astype(np.float32), 0, -1), like, None, list(like.extensions))
 
 
+def write_map(path: str | Path, values: np.ndarray, like: Volume) -> Path:
+    """Write one number a voxel as a float32 file on the grid of an input volume.
+
+    Args:
+        path: `.nii` or `.nii.gz`; the folder must exist.
+        values: shape of `like.array`.
+        like: the input volume.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: another shape.
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    if values.shape != like.array.shape:
+        raise ValueError(f"values has shape {values.shape}, expected that of {like.path}: {like.array.shape}")
+    return _write(Path(path), values.astype(np.float32).reshape(like.file_shape), like, None, list(like.extensions))
+
+
 def _label_table(names: Mapping[int, str]) -> Nifti1Extension:
     from xml.etree import ElementTree
 

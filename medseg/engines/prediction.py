@@ -39,11 +39,12 @@ from medseg.engines.memory_plan import MemoryPlan, available_memory
 from medseg.engines.prediction_files import write_companions, write_json, write_masks
 from medseg.engines.prediction_options import PredictionOptions
 from medseg.engines.predictor import Prediction, Predictor, PreparedCase
-from medseg.report import label_statistics
+from medseg.report import label_statistics, volume_spread
 
 Status = Literal["ok", "failed", "skipped"]
 # Memory that reading and preprocessing take for each voxel at their peak: the array, its copies, resampling in float64.
 _BYTES_READING = 40
+_SPREAD = "SampleVolumes"
 
 
 @dataclass
@@ -194,7 +195,7 @@ class _Stages:
         try:
             ready.prediction = self.predictor.run(
                 ready.prepared,
-                probabilities=self.options.save_probabilities,
+                probabilities=self.options.save_probabilities or self.options.save_uncertainty,
                 threshold=self.options.threshold,
                 on_windows=partial(self.on_windows, ready.case) if self.on_windows else None,
             )
@@ -251,14 +252,20 @@ def _write_case(ready: _Ready, predictor: Predictor, options: PredictionOptions)
     labels = _clean(prediction.labels, first, options)
     notes = [*dict.fromkeys(n for v in ready.volumes for n in v.notes), *prediction.notes]
     result = CaseResult(ready.case, "ok", notes=notes, plan=prediction.plan)
+    spread: dict[int, dict[str, Any]] = {}
+    if prediction.samples is not None:
+        prediction.samples.masks = np.stack([_clean(mask, first, options) for mask in prediction.samples.masks])
+        spread = volume_spread(prediction.samples.masks, first.affine, ready.label_names)
     if options.statistics:
-        result.rows = _statistics(labels, first, ready.label_names)
+        result.rows = _statistics(labels, first, ready.label_names, spread)
     names.mask.parent.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     try:
         for path in write_companions(names, prediction, labels, first, ready.label_names, options):
             written.append(path)
-        write_json(names.sidecar, _sidecar(predictor, ready.case, ready.label_names, ready.fingerprint, notes))
+        content = _sidecar(predictor, ready.case, ready.label_names, ready.fingerprint, notes)
+        # Kept for a later run that asks for statistics and finds the case complete.
+        write_json(names.sidecar, content | ({_SPREAD: spread} if spread else {}))
         written.append(names.sidecar)
         for path in write_masks(ready.masks, labels, first, ready.label_names, options):
             written.append(path)
@@ -285,8 +292,11 @@ def _chosen_names(predictor: Predictor, options: PredictionOptions) -> dict[int,
     return names if options.labels is None else {i: n for i, n in names.items() if i in options.labels}
 
 
-def _statistics(labels: np.ndarray, image: Volume, names: Mapping[int, str]) -> list[dict[str, Any]]:
-    return label_statistics(labels, image.affine, names=names, image=image.array)
+def _statistics(
+    labels: np.ndarray, image: Volume, names: Mapping[int, str], spread: Mapping[int, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    rows = label_statistics(labels, image.affine, names=names, image=image.array)
+    return [row | spread.get(row["label"], {}) for row in rows]
 
 
 def _resumed(
@@ -305,7 +315,8 @@ def _resumed(
             for path, value in zip(masks, label_names, strict=True):
                 labels[read_mask(path).array > 0] = value
         image = read_case(case, len(predictor.bundle.input_channels))[0]
-        result.rows = _statistics(labels, image, label_names)
+        spread = json.loads(names.sidecar.read_text(encoding="utf-8")).get(_SPREAD, {})
+        result.rows = _statistics(labels, image, label_names, {int(k): v for k, v in spread.items()})
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import medseg
-from medseg.data import OutputNames, Volume, atomic_path, write_mask, write_probabilities
+from medseg.data import OutputNames, Volume, atomic_path, write_map, write_mask, write_probabilities
 from medseg.engines.prediction_options import PredictionOptions
 from medseg.engines.predictor import Prediction
 from medseg.report import draw_mip_preview, draw_preview, label_colour
@@ -25,8 +25,15 @@ def write_companions(
     options: PredictionOptions,
 ) -> Iterator[Path]:
     """Write what goes with a mask; yield each path once it is whole."""
-    if options.save_probabilities and prediction.probabilities is not None:
+    if prediction.probabilities is not None:
         yield write_probabilities(names.probabilities, prediction.probabilities, first)
+    if prediction.samples is not None and options.save_uncertainty:
+        yield write_map(names.map_of("entropy"), prediction.samples.entropy, first)
+        yield write_map(names.map_of("variance"), prediction.samples.variance, first)
+    if prediction.samples is not None and options.save_samples:
+        table = label_names if options.label_table else None
+        for number, mask in enumerate(prediction.samples.masks, start=1):
+            yield write_mask(names.sample(number), mask, first, table)
     if options.preview is not None:
         path = _preview_path(names, options.preview, options.preview_kind)
         draw = {"slices": draw_preview, "mip": draw_mip_preview}[options.preview_kind]

@@ -18,7 +18,9 @@ class PredictionOptions:
         largest_component: keep the largest connected component of each label.
         remove_small: remove connected components below this volume in mm3.
         threshold: probability below which the best class gives way to background.
-        save_probabilities: write class probabilities as a 4D float32 file.
+        save_probabilities: write class probabilities as a 4D float32 file, those of the mean where samples are drawn.
+        save_uncertainty: write mean probabilities, entropy and variance of samples.
+        save_samples: write the mask of every sample.
         label_table: store the label names inside the mask file as well.
         statistics: measure every label.
         preview: draw a picture; its path where only one case is predicted, else a folder, or None.
@@ -31,6 +33,8 @@ class PredictionOptions:
     remove_small: float = 0.0
     threshold: float | None = None
     save_probabilities: bool = False
+    save_uncertainty: bool = False
+    save_samples: bool = False
     label_table: bool = False
     statistics: bool = False
     preview: Path | None = None

@@ -11,6 +11,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -31,9 +32,10 @@ from medseg.engines.memory_plan import (
     choose_plan,
     resampling_bytes,
 )
+from medseg.engines.sampling import CaseSamples, Sampler, empty_samples
 from medseg.engines.ways_back import Ending, Task, Way, grid_of, map_back
 from medseg.engines.windows import Windows
-from medseg.inferers import Engine, Precision, Slab, select_backend
+from medseg.inferers import Backend, Engine, Precision, Slab, TorchBackend, select_backend
 
 Memory = Literal["auto", "normal", "low"]
 
@@ -47,12 +49,14 @@ class Prediction:
         probabilities: shape (C, X, Y, Z), float32, when asked for.
         notes: what a user should know, one sentence each.
         plan: how it was mapped back and the memory that was planned for; None where the network did not run.
+        samples: what single samples say, where they were asked for; labels and probabilities are then of their mean.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
     plan: MemoryPlan | None = None
+    samples: CaseSamples | None = None
 
 
 @dataclass
@@ -87,6 +91,8 @@ class Predictor:
         max_memory: bytes that the whole process may take, by default its own and 80 % of what is free.
         skip_empty: do not run windows without content (see `StreamingSlidingWindowInferer`), by default as the bundle
             says.
+        samples: draw so many segmentations of each case from a probabilistic network, with PyTorch.
+        seed: seed of the samples.
 
     Raises:
         ValueError: an argument or the bundle is not usable.
@@ -112,6 +118,8 @@ class Predictor:
         memory: Memory = "auto",
         max_memory: int | None = None,
         skip_empty: bool | None = None,
+        samples: int | None = None,
+        seed: int = 0,
     ) -> None:
         if memory not in ("auto", "normal", "low"):
             raise ValueError(f"memory must be auto, normal or low, got {memory!r}")
@@ -138,6 +146,8 @@ class Predictor:
             self.windows.limit_batch()
         shape = self.windows.fixed_shape
         window = (len(self.bundle.input_channels), *shape) if shape else None
+        self.sampler = Sampler.build(network, samples, seed, engine, self.windows)
+        engine = engine if self.sampler is None else "torch"
         self.backend = select_backend(network, window, device=self.device, engine=engine, precision=precision)
         self.precision = self.backend.precision
         self._activations = activation_bytes(network, window) if window else 0
@@ -152,6 +162,8 @@ class Predictor:
             "tta": tta,
             "memory": memory,
         }
+        if self.sampler is not None:
+            self.settings |= {"samples": samples, "seed": seed}
         self.num_classes = int(self.bundle.metadata["network_data_format"]["outputs"]["pred"]["num_channels"])
 
     def predict(
@@ -235,7 +247,9 @@ class Predictor:
         zeros = np.zeros((self.num_classes, *empty.shape), dtype=np.float32) if probabilities else None
         if zeros is not None:
             zeros[0] = 1
-        return Prediction(empty, zeros, ["all voxels have the same value; nothing to find, the mask is empty"])
+        samples = empty_samples(self.sampler.samples, empty.shape) if self.sampler is not None else None
+        notes = ["all voxels have the same value; nothing to find, the mask is empty"]
+        return Prediction(empty, zeros, notes, samples=samples)
 
     def _infer(
         self,
@@ -248,12 +262,15 @@ class Predictor:
         image: MetaTensor = data["image"]
         shape = tuple(image.shape[1:])
         grid = grid_of(image, first.affine, first.array.shape, self.ending)
+        if self.sampler is not None:
+            task = Task(data, self.ending, self.windows.axis(shape), self.num_classes, grid, True, threshold)
+            return self._draw(first, task, keep, on_windows)
         plan = self._choose_plan(first, shape, self._ways(grid is not None, keep, threshold), keep=keep)
         notes = []
         if plan.way == "low" and self.memory == "auto":
             notes.append("memory plan low: labels were mapped back by nearest neighbour (see --memory)")
         task = Task(data, self.ending, self.windows.axis(shape), self.num_classes, grid, keep, threshold)
-        slabs = self._slabs(image.as_tensor()[None].to(self.device), task.axis, on_windows)
+        slabs = self._slabs(image, task.axis, on_windows, self.backend)
         mapped, kept = map_back(plan.way, slabs, task)
         if keep and kept is None:
             raise ValueError(f"bundle {self.bundle.name}: probabilities need an Invertd in its postprocessing")
@@ -262,8 +279,23 @@ class Predictor:
             notes.append("no label was found; the mask is empty")
         return Prediction(labels, kept.numpy() if kept is not None else None, notes, plan)
 
-    def _slabs(self, image: torch.Tensor, axis: int, on_windows: Callable[[int, int], None] | None) -> Iterator[Slab]:
-        for slab in self.windows.slabs(image, self.backend, axis, on_windows):
+    def _draw(self, first: Volume, task: Task, keep: bool, on_windows: Callable[[int, int], None] | None) -> Prediction:
+        assert self.sampler is not None
+        image: MetaTensor = task.data["image"]
+        ways = self._ways(task.grid is not None, True, task.threshold)
+        plan = self._choose_plan(first, tuple(image.shape[1:]), ways, keep=False)
+        group, plan = self.sampler.fit(plan, task, first)
+        run = partial(self._slabs, image, task.axis)
+        backend = partial(TorchBackend, device=self.device, precision=self.backend.precision)
+        mapped, mean, samples = self.sampler.draw(task, plan.way, group, run, on_windows, backend)
+        labels = self._checked_labels(mapped, first)
+        notes = [] if labels.any() else ["no label was found; the mask is empty"]
+        return Prediction(labels, mean.numpy() if keep else None, notes, plan, samples)
+
+    def _slabs(
+        self, image: MetaTensor, axis: int, on_windows: Callable[[int, int], None] | None, backend: Backend
+    ) -> Iterator[Slab]:
+        for slab in self.windows.slabs(image.as_tensor()[None].to(self.device), backend, axis, on_windows):
             if not bool(slab.logits.sum().isfinite()):
                 advice = "use --precision fp32" if self.precision != "fp32" else "check its weights and the image"
                 raise ValueError(f"bundle {self.bundle.name}: its network answers with NaN or infinity; {advice}")

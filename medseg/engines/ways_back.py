@@ -133,11 +133,11 @@ def _streamed(slabs: Iterable[Slab], task: Task) -> tuple[torch.Tensor, torch.Te
     )
     for slab in slabs:
         mapper.add(slab)
-    return _finish(mapper.labels[None], task), kept
+    return finish_labels(mapper.labels[None], task), kept
 
 
 def _classwise(slabs: Iterable[Slab], task: Task) -> tuple[torch.Tensor, torch.Tensor | None]:
-    classes = _gather(slabs, task)
+    classes = gather_slabs(slabs, task)
     if task.ending.softmax:
         softmax_(classes)
     invert = task.ending.invert
@@ -158,11 +158,11 @@ def _classwise(slabs: Iterable[Slab], task: Task) -> tuple[torch.Tensor, torch.T
     assert labels is not None
     if task.threshold is not None:
         labels.masked_fill_(best < task.threshold, 0)
-    return _finish(labels, task), torch.stack(kept) if kept else None
+    return finish_labels(labels, task), torch.stack(kept) if kept else None
 
 
 def _whole(slabs: Iterable[Slab], task: Task) -> tuple[torch.Tensor, torch.Tensor | None]:
-    data = {**task.data, "pred": MetaTensor(_gather(slabs, task))}
+    data = {**task.data, "pred": MetaTensor(gather_slabs(slabs, task))}
     kept: torch.Tensor | None = None
     for transform in task.ending.transforms:
         data = transform(data)
@@ -184,13 +184,14 @@ def _low(slabs: Iterable[Slab], task: Task) -> tuple[torch.Tensor, torch.Tensor 
     assert nearest is not None
     nearest.nearest_interp = tuple(True for _ in nearest.keys)
     labels = nearest({**task.data, "pred": MetaTensor(labels)})["pred"].as_tensor()
-    return _finish(labels, task), None
+    return finish_labels(labels, task), None
 
 
 _WAYS = {"streamed": _streamed, "classwise": _classwise, "whole": _whole, "low": _low}
 
 
-def _gather(slabs: Iterable[Slab], task: Task) -> torch.Tensor:
+def gather_slabs(slabs: Iterable[Slab], task: Task) -> torch.Tensor:
+    """Put slabs together, (K, spatial...) on the network's grid."""
     shape = task.data["image"].shape[1:]
     whole: torch.Tensor | None = None
     for slab in slabs:
@@ -201,7 +202,7 @@ def _gather(slabs: Iterable[Slab], task: Task) -> torch.Tensor:
     return whole
 
 
-def _finish(labels: torch.Tensor, task: Task) -> torch.Tensor:
+def finish_labels(labels: torch.Tensor, task: Task) -> torch.Tensor:
     """Run what the bundle does with the label map."""
     if not task.ending.after:
         return labels

@@ -10,6 +10,7 @@ from medseg.report.run_report import RunReport
 from medseg.report.sample_weights import draw_sample_weights, summarise_sample_weights
 from medseg.report.statistics import label_statistics, write_statistics
 from medseg.report.topology import draw_topology
+from medseg.report.volume_spread import volume_spread
 
 __all__ = [
     "RunReport",
@@ -21,5 +22,6 @@ __all__ = [
     "label_colour",
     "label_statistics",
     "summarise_sample_weights",
+    "volume_spread",
     "write_statistics",
 ]

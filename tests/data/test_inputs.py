@@ -136,6 +136,8 @@ def test_bids_outputs_keep_the_entities_in_order(bids):
     assert names.table == folder / "sub-01_acq-mp_desc-medseg_dseg.tsv"
     assert names.probabilities == folder / "sub-01_acq-mp_desc-medseg_probseg.nii.gz"
     assert names.split("left head").name == "sub-01_acq-mp_desc-medseg_label-lefthead_mask.nii.gz"
+    assert names.map_of("entropy").name == "sub-01_acq-mp_desc-medseg_stat-entropy_probseg.nii.gz"
+    assert names.sample(3).name == "sub-01_acq-mp_desc-medsegSample03_dseg.nii.gz"
 
 
 def test_plain_outputs_are_named_after_the_case():

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medseg.data import Volume, read_image, write_mask, write_probabilities
+from medseg.data import Volume, read_image, write_map, write_mask, write_probabilities
 
 
 @pytest.fixture
@@ -54,6 +54,15 @@ def test_probabilities_are_stored_with_the_class_last(tmp_path, volume):
     out = nib.load(write_probabilities(tmp_path / "p.nii.gz", probabilities, volume))
     assert np.array_equal(np.asarray(out.dataobj), np.moveaxis(probabilities, 0, -1))
     assert np.array_equal(out.affine, volume.affine)
+
+
+def test_a_map_is_stored_as_float32_on_the_grid_of_the_input(tmp_path, volume):
+    values = np.random.default_rng(3).random(volume.array.shape)
+    out = nib.load(write_map(tmp_path / "m.nii.gz", values, volume))
+    assert out.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(np.asarray(out.dataobj), values.astype(np.float32))
+    with pytest.raises(ValueError, match="values has shape"):
+        write_map(tmp_path / "m.nii.gz", values[1:], volume)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are a POSIX feature")
