@@ -7,6 +7,7 @@ from medseg.report.adaptation import draw_adaptation
 from medseg.report.mip import draw_mip_preview
 from medseg.report.preview import draw_preview
 from medseg.report.run_report import RunReport
+from medseg.report.sample_contours import draw_sample_contours
 from medseg.report.sample_weights import draw_sample_weights, summarise_sample_weights
 from medseg.report.statistics import label_statistics, write_statistics
 from medseg.report.topology import draw_topology
@@ -17,6 +18,7 @@ __all__ = [
     "draw_adaptation",
     "draw_mip_preview",
     "draw_preview",
+    "draw_sample_contours",
     "draw_sample_weights",
     "draw_topology",
     "label_colour",
