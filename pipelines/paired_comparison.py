@@ -22,7 +22,7 @@ from medseg.data import atomic_path
 from medseg.engines.case_statistics import compare_paired
 
 Record = Mapping[str, Any]
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def compare_methods(
@@ -135,7 +135,8 @@ def draw_differences(
         for axis, metric in zip(line, metrics, strict=True):
             reference = _values(here, baseline, metric)
             for height, method in enumerate(others):
-                _strip(axis, (_values(here, method, metric) - reference).ravel(), height, _COLOURS[height])
+                _strip(axis, (_values(here, method, metric) - reference).ravel(), height, _COLOURS[height % 6])
+            axis.set_ylim(len(others) - 0.4, -0.6)
             _dress(axis, larger_is_better[metric], [methods[m] for m in others] if axis is line[0] else [])
         line[0].set_ylabel(name, fontsize=9)
     figure.supxlabel(f"difference to {methods[baseline]}, same image and seed; shaded: worse", fontsize=9)
@@ -155,6 +156,5 @@ def _dress(axis: Any, larger_is_better: bool, names: Sequence[str]) -> None:
     axis.axvspan(*((-reach, 0) if larger_is_better else (0, reach)), color="0.93", zorder=0)
     axis.axvline(0, color="0.4", linewidth=0.8)
     axis.set_xlim(-reach, reach)
-    axis.set_ylim(1.6, -0.6)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
