@@ -18,8 +18,8 @@ Segmentation via Persistent Homology" (2024); Berger et al., "Topologically Fait
 Images" (MICCAI 2024).
 
 Differences from the published code: a frame (`boundary`) is the same constant in both images and lies on every spatial
-axis; the infinite bar, without which an empty prediction of one connected structure costs nothing, can be included; a
-NaN makes the loss NaN instead of a number without meaning.
+axis; the infinite bar, without which an empty prediction of one connected structure costs nothing, can be included; NaN
+or infinity in a prediction makes its loss NaN instead of a number without meaning, and in a target is an error.
 
 The matching is not unique where several features appear or vanish at one voxel, as in noise: there a mirrored pair may
 be matched otherwise and cost something else. `image_bars="positive"` depends less on that order.
@@ -133,14 +133,14 @@ class BettiMatchingLoss(_Loss):
             target: one-hot or soft masks of the same shape, or class ids (B, 1, spatial...) with `to_onehot_y`.
 
         Returns:
-            A scalar, or (B, classes) without reduction; float32, or float64 if the input is. NaN where an item holds
-            NaN or infinite values.
+            A scalar, or (B, classes) without reduction; float32, or float64 if the input is. NaN where a prediction
+            holds NaN or infinite values, as other losses give it.
 
         Raises:
-            ValueError: shapes do not fit, or target holds an id without a channel.
+            ValueError: shapes do not fit, or target holds an id without a channel, NaN or infinite values.
         """
         with torch.autocast(input.device.type, enabled=False):
-            values = self._losses(*self._prepare(input, target))
+            values = self._losses(*self._prepare(input, target), channels=input.shape[1])
         return {"mean": values.mean, "sum": values.sum, "none": lambda: values}[self.reduction]()
 
     def _prepare(self, input: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -168,34 +168,40 @@ class BettiMatchingLoss(_Loss):
             return torch.sigmoid(input - _largest_other(input))
         return input if self.other_act is None else self.other_act(input)
 
-    def _losses(self, probability: torch.Tensor, target: torch.Tensor, stray: torch.Tensor) -> torch.Tensor:
+    def _losses(
+        self, probability: torch.Tensor, target: torch.Tensor, stray: torch.Tensor, channels: int
+    ) -> torch.Tensor:
         """Loss of every item and class, (B, classes)."""
-        shape = probability.shape[:2]
+        matching = betti_matching_batch(*self._copy_to_host(probability, target, stray, channels), **self.options)
         p, y = probability.flatten(0, 1), target.flatten(0, 1)
-        matching = betti_matching_batch(*self._copy_to_host(p, y, stray, shape[1]), **self.options)
         # Zero times the images: a value that backward can start from where there is no bar, and NaN from NaN.
         losses = ((p + y) * 0).flatten(1).sum(dim=1)
         for table, values in self._terms(matching, self._frame(p), self._frame(y)):
             losses = losses.index_add(0, torch.from_numpy(table.item).to(values.device), values)
         directions = 2 if self.options["filtration"] == "bothlevels" else 1
-        return (losses / directions).view(shape)
+        return (losses / directions).view(probability.shape[:2])
 
     def _copy_to_host(
         self, p: torch.Tensor, y: torch.Tensor, stray: torch.Tensor, channels: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Predictions and targets as float32 arrays, by one copy; items with NaN or infinity come as zeros."""
+        """Predictions and targets (B * classes, spatial...) in float32, by one copy; zeros for NaN or infinity."""
         parts = [part.detach().float().flatten() for part in (p, y, stray)]
         flat = torch.cat(parts).cpu().numpy()
         refuse_stray_ids(flat[-2:].tolist(), channels)
-        preds, targets = flat[:-2].reshape(2, *p.shape)
+        preds, targets = both = flat[:-2].reshape(2, p.shape[:2].numel(), *p.shape[2:])
         if (self.push_unmatched_to_1_0 or self.options["include_essential"]) and (preds.min() < 0 or preds.max() > 1):
             warnings.warn(
                 "input has values outside [0, 1], to which push_unmatched_to_1_0 and include_essential refer; "
                 "give probabilities, or set sigmoid or softmax",
                 stacklevel=6,
             )
-        odd = ~np.isfinite(flat[:-2].reshape(2, len(p), -1)).all(axis=(0, 2))
-        preds[odd], targets[odd] = 0, 0
+        odd = ~np.logical_and.reduce(np.isfinite(both), axis=tuple(range(2, both.ndim)))
+        if odd[1].any():
+            raise ValueError(
+                f"target holds NaN or infinite values in item {odd[1].argmax() // p.shape[1]}; expected a mask: "
+                "repair the labels, or leave such items out"
+            )
+        preds[odd[0]] = 0
         return preds, targets
 
     def _frame(self, images: torch.Tensor) -> torch.Tensor:

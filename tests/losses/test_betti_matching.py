@@ -180,12 +180,30 @@ def test_flat_and_uniform_images_give_a_finite_loss_and_gradient(shape, kind):
         assert torch.isfinite(gradient).all()
 
 
-def test_nan_spoils_its_own_item_only():
+def test_nan_in_a_prediction_goes_through_and_spoils_its_own_item_only():
     pred, target = (x.repeat(3, 1, 1, 1) for x in blobs())
-    pred[1, 0, 0, 0], target[2, 0, 0, 0] = float("inf"), float("nan")
+    pred[1, 0, 0, 0], pred[2, 0, 0, 0] = float("inf"), float("nan")
     values = BettiMatchingLoss(reduction="none")(pred, target)
     assert torch.isnan(values)[:, 0].tolist() == [False, True, True]
     assert values[0].item() == 2 * 0.1875**2 + 0.5**2
+    assert torch.isnan(BettiMatchingLoss()(pred, target))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_a_target_is_refused(value):
+    pred, target = (x.repeat(3, 2, 1, 1) for x in blobs())
+    target[2, 1, 0, 0] = value
+    with pytest.raises(ValueError, match="target holds NaN or infinite values in item 2; expected a mask"):
+        BettiMatchingLoss()(pred, target)
+
+
+def test_an_id_without_a_channel_is_named_with_the_number_of_all_channels():
+    ids = torch.tensor([[0.0, 3.0], [1.0, 2.0]])[None, None]
+    with pytest.raises(ValueError, match=r"class id 3, but input has 3 channels \(ids 0 to 2\)"):
+        BettiMatchingLoss(to_onehot_y=True, softmax=True)(torch.zeros(1, 3, 2, 2), ids)
+    ids[..., 0, 1] = float("nan")
+    with pytest.raises(ValueError, match="class id nan"):
+        BettiMatchingLoss(to_onehot_y=True, softmax=True)(torch.zeros(1, 3, 2, 2), ids)
 
 
 def test_items_and_classes_are_independent_problems():
