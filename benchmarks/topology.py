@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,17 @@ def measure(
     return runs, not_run
 
 
+def measure_first_call() -> str:
+    """Time the imports and the first calls with an empty and with a filled cache of compiled code, as a table."""
+    lines = ["| cache | imports, s | first image, s | first volume, s |", "|---|---:|---:|---:|"]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["NUMBA_CACHE_DIR"] = str(Path(folder) / "cache")
+        for cache in ("empty", "filled"):
+            first = run_once("medseg", next(iter(CASES)), 1, 1, Path(folder))["first"]
+            lines.append(f"| {cache} | " + " | ".join(f"{seconds:.2f}" for seconds in first.values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Medians over rounds of each contender, case and number of threads, and the ratios to its peer."""
     rows = []
@@ -72,7 +84,8 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         mine = [run for run in runs if (run["case"], run["threads"], run["contender"]) == key]
         row = dict(zip(("case", "threads", "contender"), key, strict=True))
         row["seconds"] = median(median(run["seconds"]) for run in mine)
-        row |= {name: median(run[name] for run in mine) for name in ("first", "growth_bytes", "peak_bytes")}
+        row |= {name: median(run[name] for run in mine) for name in ("growth_bytes", "peak_bytes")}
+        row["first"] = median(sum(run["first"].values()) for run in mine)
         rows.append(row | {"rounds": len(mine), "loss": mine[0]["loss"]})
     for row in rows:
         name = PEERS.get(row["contender"])
@@ -106,8 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3, help="runs in a process, whose median counts")
     parser.add_argument("--rounds", type=int, default=3, help="processes a contender, whose median counts")
+    parser.add_argument("--first-call", action="store_true", help="time medseg's compilation instead, and stop")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(arguments)
+    if options.first_call:
+        print(measure_first_call())
+        return
     runs, not_run = measure(options.contenders, options.cases, options.threads, options.repeats, options.rounds)
     rows = summarise(runs)
     table = markdown_table(rows, not_run)

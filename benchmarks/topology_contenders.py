@@ -30,7 +30,7 @@ CASES = {
     "4 x 48^3": (4, (48, 48, 48)),
     "4 x 64^3": (4, (64, 64, 64)),
 }
-WARM_UP = (1, (12, 12)), (1, (8, 8, 8))
+WARM_UP = {"image": (1, (12, 12)), "volume": (1, (8, 8, 8))}
 Images = np.ndarray
 
 
@@ -113,9 +113,11 @@ def measure(name: str, case: str, threads: int, repeats: int) -> dict[str, objec
     keep_to_processors(threads)
     start = time.perf_counter()
     run = CONTENDERS[name](threads)
-    for shape in WARM_UP:
+    first = {"imports": time.perf_counter() - start}
+    for kind, shape in WARM_UP.items():
+        start = time.perf_counter()
         run(*make_case(*shape))
-    first = time.perf_counter() - start
+        first[kind] = time.perf_counter() - start
     images = make_case(*CASES[case])
     before = reset_peak()
     seconds = []

@@ -79,8 +79,12 @@ def ascending(images: NDArray[np.float32], direction: str) -> NDArray[np.float32
     return np.float32(1) - flat if direction == "superlevel" else flat
 
 
+def sort_rows(voxels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows in lexicographic order."""
+    return voxels[np.lexsort(voxels.T[::-1])]
+
+
 def to_coordinates(voxels: NDArray[np.int64], shape: Sequence[int], boundary: str) -> NDArray[np.int64]:
-    """Turn flat voxels (n, k) of the framed grid into coordinates (n, k, D) of the image, rows sorted."""
-    order = np.lexsort(voxels.T[::-1])
-    coordinates = np.stack(np.unravel_index(voxels[order], tuple(shape)), axis=-1)
+    """Turn flat voxels (n, k) of the framed grid into coordinates (n, k, D) of the image."""
+    coordinates = np.stack(np.unravel_index(voxels, tuple(shape)), axis=-1)
     return coordinates.astype(np.int64) - (boundary != "none")

@@ -17,7 +17,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medseg.topology._inputs import ascending, check_dims, check_images, frame_images, list_directions, to_coordinates
+from medseg.topology._inputs import (
+    ascending,
+    check_dims,
+    check_images,
+    frame_images,
+    list_directions,
+    sort_rows,
+    to_coordinates,
+)
 from medseg.topology._pairing import pair_image
 
 
@@ -87,7 +95,7 @@ def _barcodes(
         Barcode(
             dim,
             direction,
-            to_coordinates(bars[dim], framed.shape, boundary),
+            to_coordinates(sort_rows(bars[dim]), framed.shape, boundary),
             to_coordinates(oldest[: int(include_essential and dim == 0)], framed.shape, boundary)[:, 0],
         )
         for dim in dims

@@ -33,6 +33,7 @@ from medseg.topology._inputs import (
     check_pair,
     frame_images,
     list_directions,
+    sort_rows,
     to_coordinates,
 )
 from medseg.topology._pairing import pair_images
@@ -108,7 +109,7 @@ def betti_matching(
 
 
 class FlatMatching(NamedTuple):
-    """As `BettiMatching` for a stack of images: indices into the flattened stack in rows of 4, 2, 2 and 2, unsorted."""
+    """As `BettiMatching` for a stack of images: indices into the flattened stack in rows of 4, 2, 2 and 2, sorted."""
 
     matched: NDArray[np.int64]
     unmatched_pred: NDArray[np.int64]
@@ -130,7 +131,15 @@ def match_direction(
     if include_essential:
         essential = np.stack([us.argmin(1), ts.argmin(1)], 1) + np.arange(len(us))[:, None] * us.shape[1]
     found = pair_images(us, ts, preds.shape[1:], dims, positive)
-    return {dim: FlatMatching(*pairing, essential if dim == 0 else essential[:0]) for dim, pairing in found.items()}
+    return {
+        dim: FlatMatching(
+            sort_rows(bars.matched),
+            sort_rows(bars.unmatched_u),
+            sort_rows(bars.unmatched_t),
+            essential if dim == 0 else essential[:0],
+        )
+        for dim, bars in found.items()
+    }
 
 
 def _to_matching(flat: FlatMatching, dim: int, direction: str, shape: tuple[int, ...], boundary: str) -> BettiMatching:
