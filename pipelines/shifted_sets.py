@@ -73,7 +73,7 @@ def _draw_toy(random: np.random.Generator, name: str, shift: str | None) -> Samp
     image = np.full((SIDE, SIDE), 0.25)
     image[_ellipse(grid, (SIDE / 2 - 0.5) + random.uniform(-2, 2, 2), random.uniform(10, 14, 2), random)] = 0.45
     for _ in range(3):
-        image[_ellipse(grid, random.uniform(5, SIDE - 5, 2), [random.uniform(1.5, 3)] * 2, random)] = random.choice(
+        image[_ellipse(grid, random.uniform(5, SIDE - 5, 2), [random.uniform(2, 4)] * 2, random)] = random.choice(
             [0.3, 0.62]
         )
     organ = np.zeros((SIDE, SIDE), bool)

@@ -93,8 +93,9 @@ class Budget:
 
 BUDGETS = {
     "toy": Budget(),
-    "retina": Budget(channels=(8, 16, 32, 64), source_steps=500, source_batch=8, batch=2),
-    "hippocampus": Budget(source_batch=4, batch=4, epochs=20),
+    # As many adaptation steps as the toy has, 120 but for rounding to whole epochs.
+    "retina": Budget(channels=(8, 16, 32, 64), source_steps=800, source_batch=8, epochs=17, batch=2),
+    "hippocampus": Budget(source_steps=600, source_batch=4, epochs=30, batch=4),
 }
 
 

@@ -8,6 +8,7 @@ and a report in `adaptation/`.
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -143,18 +144,16 @@ def adapt_bundle(
     if options.method == "batch_norm" and not adapter.norm_layers:
         raise ValueError(f"method batch_norm has nothing to adapt: {notes[0]}; take another method")
     before = adapter.diagnose(prepared.whole_cases(), infer)
+    if not resume:
+        _clear(output)
     write_json(output / RECORD, settings)
     _run(adapter, prepared, options, output, resume, progress)
-    network.load_state_dict(adapter.selected_state())
-    result = AdaptationResult(
-        output,
-        before,
-        adapter.diagnose(prepared.whole_cases(), infer),
-        adapter.history,
-        adapter.selected_epoch,
-        notes + _remarks(adapter, prior),
-    )
-    write_adapted_bundle(bundle, cases, predictor, adapter.selected_state(), settings, result)
+    weights = adapter.selected_state()
+    network.load_state_dict(weights)
+    after = adapter.diagnose(prepared.whole_cases(), infer)
+    notes += _remarks(adapter, prior, after)
+    result = AdaptationResult(output, before, after, adapter.history, adapter.selected_epoch, notes)
+    write_adapted_bundle(bundle, cases, predictor, weights, settings, result)
     return result
 
 
@@ -178,8 +177,6 @@ def _check_output(bundle: Bundle, output: Path, settings: Mapping[str, Any], res
     if not record.is_file():
         raise FileExistsError(f"{output} is not empty and holds no adaptation; give another folder")
     if overwrite and not resume:
-        for name in (TrainingCheckpoint.LAST, TrainingCheckpoint.BEST):
-            (output / "models" / name).unlink(missing_ok=True)
         return
     if not resume:
         raise FileExistsError(f"{output} holds an adaptation; use --resume to go on, or --overwrite to start anew")
@@ -190,6 +187,13 @@ def _check_output(bundle: Bundle, output: Path, settings: Mapping[str, Any], res
                 f"{output} was begun with other {key} ({_shorten(earlier.get(key))}) than asked for now "
                 f"({_shorten(settings[key])}); resume with the same, or start anew in another folder"
             )
+
+
+def _clear(output: Path) -> None:
+    """Remove an earlier run, once it is certain that the new one can begin."""
+    shutil.rmtree((output / RECORD).parent, ignore_errors=True)
+    for name in (TrainingCheckpoint.LAST, TrainingCheckpoint.BEST):
+        (output / "models" / name).unlink(missing_ok=True)
 
 
 def _shorten(value: Any) -> str:
@@ -260,9 +264,12 @@ def _run(
     adapter.fit(loader)
 
 
-def _remarks(adapter: SourceFreeAdapter, prior: ClassRatioPrior) -> list[str]:
+def _remarks(adapter: SourceFreeAdapter, prior: ClassRatioPrior, after: AdaptationDiagnostics) -> list[str]:
     """What the reader of the result must know."""
     notes = []
+    if after.contradicted:
+        share = f"{after.contradicted:.0%} of the images"
+        notes.append(f"{share} still lack a class that the prior expects, or show one that it excludes")
     if adapter.average is None and all(epoch["alarms"] for epoch in adapter.history):
         notes.append(
             "in every epoch the hard and the soft ratio of a class were far apart: do not use this network before its "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -165,6 +166,19 @@ def test_a_run_is_not_resumed_with_other_settings(finished, bundle, cases, chang
     with pytest.raises(ValueError, match=match):
         adapt_bundle(bundle, chosen, arguments["prior"], path, options=arguments["options"], device="cpu", resume=True)
     assert digest(path) == before
+
+
+def test_a_run_is_begun_anew_only_when_all_is_well(finished, bundle, cases, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished[0].path, output)
+    before = digest(output)
+    with pytest.raises(ValueError, match="prior has 2 classes"):
+        adapt_bundle(bundle, cases, ClassRatioPrior([0.9, 0.1]), output, options=QUICK, device="cpu", overwrite=True)
+    assert digest(output) == before
+    other = AdaptationOptions(epochs=1, learning_rate=0.02)
+    adapt_bundle(bundle, cases[:2], PRIOR, output, options=other, device="cpu", overwrite=True)
+    assert not (output / "adaptation" / "scan_2_after.png").exists()
+    assert len(Bundle.load(output).metadata["adaptation_history"]) == 1
 
 
 def test_nothing_is_overwritten_that_is_no_adaptation(bundle, cases, tmp_path):
