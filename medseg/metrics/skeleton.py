@@ -50,7 +50,7 @@ def skeletonize_mask(mask: np.ndarray) -> np.ndarray:
 
 def _thin_lost(component: np.ndarray) -> np.ndarray:
     """A line in a component that thinning removes altogether; one of its voxels where that fails as well."""
-    odd = ndimage.binary_erosion(component, np.ones((2,) * component.ndim))
+    odd = ndimage.binary_erosion(component, np.ones([min(2, n) for n in component.shape]))
     thinned = skeletonize(odd) > 0
     if not thinned.any():
         thinned[tuple(np.argwhere(odd if odd.any() else component)[0])] = True

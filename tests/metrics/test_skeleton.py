@@ -23,6 +23,12 @@ def test_a_square_tube_of_every_width_keeps_a_line_along_it(width):
     assert np.ptp(np.argwhere(skeleton)[:, :2], axis=0).max() == 0
 
 
+@pytest.mark.parametrize("width", [2, 3, 4, 5])
+def test_a_flat_bar_of_every_width_keeps_a_line_along_it(width):
+    bar = np.pad(np.ones((width, 30), bool), 2)[..., None]
+    assert 30 - 2 * width <= skeletonize_mask(bar).sum() <= 30
+
+
 @given(mask=hnp.arrays(bool, st.sampled_from([(6, 7), (4, 5, 6)])))
 @settings(deadline=None, max_examples=25)
 def test_every_component_keeps_one_component_of_line_inside_it(mask):
