@@ -1,8 +1,8 @@
 """Train with AdaWAC: two views of every sample through the network at once, and a loss that weighs each sample.
 
 A batch is what `medseg.transforms.PairedViewsd` and `medseg.data.with_sample_ids` give: `image`, `image_view2`,
-`label`, `label_view2`, `sample_id`, and with `align="inverse"` `view_affine`, `view_affine_view2`. Both views go through
-the network in one call, so that batch normalisation sees them together.
+`label`, `label_view2`, `sample_id`, and with `align="inverse"` `view_affine`, `view_affine_view2`. Both views go
+through the network in one call, so that batch normalisation sees them together.
 
 Source: Dong, Xie, Ward, "Adaptively Weighted Data Augmentation Consistency Regularization for Robust Optimization under
 Concept Shift" (ICML 2023); see `medseg.losses.AdaptiveWeightedConsistencyLoss`. The published code calls the network
