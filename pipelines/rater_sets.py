@@ -41,7 +41,7 @@ class RaterSet:
 
 
 def load_discs(data: Path | None = None, *, cases: int = 8, side: int = 32) -> RaterSet:
-    """Images of noise with a faint bar between two places; one expert outlines the left disc, the other the right one.
+    """Images with a bright disc on the left and a dark one on the right; one expert outlines this, the other that.
 
     Nothing in the image tells which of the two is meant, and the two masks share no voxel.
     """
@@ -51,10 +51,10 @@ def load_discs(data: Path | None = None, *, cases: int = 8, side: int = 32) -> R
         y, x = np.mgrid[:side, :side] - (side - 1) / 2
         lift, radius = random.uniform(-4, 4), random.uniform(4.5, 6)
         discs = [np.hypot(x - sign * side / 4, y - lift) <= radius for sign in (-1, 1)]
-        image = (np.abs(y - lift) < 2) * 1.0 + (discs[0] | discs[1]) + 0.3 * random.standard_normal((side, side))
+        image = discs[0] * 1.0 - discs[1] + 0.3 * random.standard_normal((side, side))
         return Sample(f"discs {seed}", _normalise(image[None]), np.stack(discs).astype(np.uint8))
 
-    return RaterSet([draw(s) for s in range(4 * cases)], [draw(1000 + s) for s in range(cases)], 4, 3, 4, 300)
+    return RaterSet([draw(s) for s in range(4 * cases)], [draw(1000 + s) for s in range(cases)], 8, 3, 4, 600)
 
 
 def load_growth(data: Path | None) -> RaterSet:
@@ -67,10 +67,10 @@ def load_growth(data: Path | None) -> RaterSet:
             samples.append(Sample(path.stem, _normalise(file["image"][None]), file["masks"]))
     if len(samples) < 27:
         raise FileNotFoundError(f"{data / 'brain_growth_multirater'} holds {len(samples)} cases, expected 27")
-    return RaterSet(samples[:21], samples[21:27], 8, 5, 3, 250)
+    return RaterSet(samples[:21], samples[21:27], 8, 5, 3, 220)
 
 
-def load_lesions(data: Path | None = None, *, cases: int = 8, side: int = 32, steps: int = 150) -> RaterSet:
+def load_lesions(data: Path | None = None, *, cases: int = 8, side: int = 32, steps: int = 100) -> RaterSet:
     """Volumes with lesions, and five simulated raters; see `medseg.data.make_rater_phantom`."""
 
     def draw(seed: int) -> Sample:
