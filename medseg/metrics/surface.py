@@ -83,7 +83,7 @@ def surface_distances(pred: np.ndarray, ref: np.ndarray, spacing: Sequence[float
 
 def surface_voxels(mask: np.ndarray) -> np.ndarray:
     """Mark the voxels of a mask that have a face neighbour outside it or lie at the image border."""
-    return mask & ~binary_erosion(mask, border_value=0)
+    return mask & np.logical_not(binary_erosion(mask, border_value=0))
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:

@@ -103,6 +103,6 @@ def _draw(grey: Grey, masks: Sequence[NDArray[Any]], size: tuple[int, int], colo
         # Interpolated, a contour runs between voxels instead of along their edges.
         smooth = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
         inside = np.asarray(smooth) > 0.5
-        remaining[inside & ~ndimage.binary_erosion(inside, iterations=2)] *= 1 - _OPACITY
+        remaining[inside & np.logical_not(ndimage.binary_erosion(inside, iterations=2))] *= 1 - _OPACITY
     rgb += (1 - remaining)[..., None] * (np.array(colour) - rgb)
     return Image.fromarray(rgb.round().astype(np.uint8))
