@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "pipelines"))
-        yield importlib.import_module("pulaski")
-        for name in ("pulaski", "paired_comparison", "rater_sets"):
-            sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def out(pipeline, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("quick")
-    assert pipeline.main(["--out", str(folder), "--quick", "--threads", "1"]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def records(out) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
 
 
 @pytest.mark.slow
@@ -123,10 +96,7 @@ def test_the_growing_brains_need_a_data_folder(pipeline, capsys):
     assert "--data is needed" in capsys.readouterr().err
 
 
-def test_the_growing_brains_are_read_with_seven_raters_where_they_are(pipeline):
-    data = ROOT.parent / "shared/data"
-    if not (data / "brain_growth_multirater").is_dir():
-        pytest.skip("the data set lies beside the checkout only where it was placed there")
-    images = pipeline.SETS["growth"](data)
+def test_the_growing_brains_are_read_with_seven_raters_where_they_are(pipeline, shared_data):
+    images = pipeline.SETS["growth"](shared_data)
     assert (len(images.train), len(images.test)) == (21, 6)
     assert images.train[0].annotations.shape == (7, 128, 128)

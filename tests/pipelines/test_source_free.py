@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "pipelines"))
-        yield importlib.import_module("source_free")
-        for name in ("source_free", "shifted_sets", "paired_comparison"):
-            sys.modules.pop(name, None)
-
 
 @pytest.fixture(scope="module")
 def sets(pipeline) -> ModuleType:
     return sys.modules["shifted_sets"]
-
-
-@pytest.fixture(scope="module")
-def out(pipeline, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("quick")
-    assert pipeline.main(["--out", str(folder), "--quick", "--threads", "1"]) == 0
-    return folder
 
 
 @pytest.mark.slow

@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "pipelines"))
-        yield importlib.import_module("vessel_mip")
-        for name in ("vessel_mip", "betti_matching", "paired_comparison"):
-            sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def out(pipeline, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("quick")
-    assert pipeline.main(["--out", str(folder), "--quick", "--threads", "1"]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def records(out) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
 
 
 @pytest.mark.slow
