@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from own_process import keep_to_processors, read_peak, reset_peak
+from own_process import keep_to_processors, read_peak, release_free_memory, reset_peak
 from scipy.ndimage import gaussian_filter
 
 # Number of images and their shape.
@@ -119,6 +119,7 @@ def measure(name: str, case: str, threads: int, repeats: int) -> dict[str, objec
         run(*make_case(*shape))
         first[kind] = time.perf_counter() - start
     images = make_case(*CASES[case])
+    release_free_memory()
     before = reset_peak()
     seconds = []
     for _ in range(repeats):

@@ -91,7 +91,7 @@ class Complex:
         parents = _cavities.separate_regions(self.regions)
         births, deaths, others, is_birth = _cavities.pair_regions(
             self.square_order,
-            self.square_values[self.square_order],
+            _cells.pick(self.square_values, self.square_order),
             parents,
             NOTHING if other is None else parents.copy(),
             self.regions,
@@ -127,8 +127,8 @@ class Complex:
         """Bars of dimension 0; `is_birth` says which edges, in their order, begin a loop; empty if not known."""
         edges = self.merging_edges(is_birth)
         parents = np.arange(self.ranks.size, dtype=np.int32)
-        strides = self.grid.strides
-        return Bars(*_components.pair_components(edges, self.edge_values[edges], parents, self.ranks, strides))
+        values = _cells.pick(self.edge_values, edges)
+        return Bars(*_components.pair_components(edges, values, parents, self.ranks, self.grid.strides))
 
     def voxels(self, bars: Bars, dim: int) -> NDArray[np.int64]:
         """Birth and death voxels (n, 2) of bars, as flat indices."""

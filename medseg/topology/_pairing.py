@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.topology import _components
-from medseg.topology._cells import rank_values
+from medseg.topology._cells import pick, rank_values
 from medseg.topology._complex import NO_BARS, NO_MASK, NOTHING, Bars, Complex, Grid, Mask
 from medseg.topology._crop import find_box
 from medseg.topology._plane import barcode_plane, match_planes, split_bars
@@ -193,8 +193,8 @@ class _Matcher:
         rows = tuple(index_by(bars[0].births, voxels.size) for bars in (self.bars_u, self.bars_t))
         ranks = (image_c.ranks, image_u.ranks, image_t.ranks)
         self.matched[0] = _components.match_components(
-            edges, image_c.edge_values[edges], voxels, (voxels.copy(), voxels.copy()), image_c.grid.strides, ranks,
-            rows, self.positive,
+            edges, pick(image_c.edge_values, edges), voxels, (voxels.copy(), voxels.copy()), image_c.grid.strides,
+            ranks, rows, self.positive,
         )  # fmt: skip
 
 
