@@ -43,8 +43,9 @@ class AdaptiveWeightedConsistencyLoss(SampleTableLoss):
     The table `weight_logits` (num_samples,) and `visits` are buffers: in `state_dict`, moved by `.to()`, unknown to the
     optimiser. They change in `train()` only; `eval()` reads them. Everything is computed in float32 (float64 stays),
     also under autocast. A sample whose losses are not finite keeps its entry and is counted in `nonfinite_updates`.
-    Ranks of `torch.distributed` share one table: all must call the loss equally often. Activation checkpointing does
-    no harm, as nothing here is computed twice; `torch.nn.DataParallel` is not supported.
+    Ranks of `torch.distributed` share one table: keep the loss outside of `DistributedDataParallel`, and call it
+    equally often on all ranks. Accumulated gradients and activation checkpointing do no harm, as additions may come in
+    any order and nothing here is computed twice; `torch.nn.DataParallel` is not supported.
 
     Set `consistency_weight` so that `last["ce"]` and `last["consistency"]` are alike in the first steps: features have
     the scale of their network. If in the end all samples lean to agreement, it is too large.

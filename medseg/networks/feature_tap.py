@@ -21,8 +21,8 @@ class FeatureTap(nn.Module):
 
     The layer is listened to by a hook that lives for the length of a call: the network itself stays as it was, its
     weights are those of `tap.model`, and calling it directly costs and gives nothing more. `torch.export` captures a
-    tap with both outputs; for inference, export the network itself. Wrap the tap, not the network, in
-    `DistributedDataParallel`.
+    tap with both outputs (with `strict=False`, its default); for inference, export the network itself. Wrap the tap,
+    not the network, in `DistributedDataParallel`.
 
     Args:
         model: the network; in a bundle a reference to it.

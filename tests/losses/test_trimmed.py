@@ -34,6 +34,16 @@ def test_what_is_kept_and_its_mean_are_the_golden_ones(name):
         assert published == pytest.approx(golden[f"step{step}_loss"].item(), rel=1e-5)
 
 
+def test_trimming_goes_with_the_agreement_of_views_as_in_the_golden_run():
+    golden = load("g_trim_train_acr")
+    for step in range(len(golden["logits"])):
+        agreement = torch.from_numpy(golden[f"step{step}_consistency"])
+        loss = LabelTrimmedLoss(lambda z, y, ac=agreement: (EACH(z, y).flatten(1).mean(1) + ac) / 2)
+        kept, dice = golden[f"step{step}_batch_num"].item(), golden[f"step{step}_dice"][0].item()
+        published = 0.5 * dice * golden["idx"].shape[1] / kept + 0.5 * loss(*side_by_side(golden, step)).item()
+        assert published == pytest.approx(golden[f"step{step}_loss"].item(), rel=1e-5)
+
+
 def test_high_and_low_losses_are_kept_strictly_beyond_the_quantile():
     values, zeros = torch.arange(1.0, 6.0)[:, None], torch.zeros(5, 1)
     assert TrimmedLoss(IDENTITY, 0.5)(values, zeros) == 4.5
