@@ -144,6 +144,9 @@ class LatentHead(nn.Module):
         self.first = Conv[Conv.CONV, dims](widths[0], widths[1], 1)
         self.rest = nn.ModuleList(Conv[Conv.CONV, dims](a, b, 1) for a, b in pairwise(widths[1:]))
         self.act = nn.Identity() if act is None else get_act_layer(act)
+        if hasattr(self.act, "inplace"):
+            # Nobody needs what it overwrites, and training holds these tensors once for every sample.
+            self.act.inplace = True
 
     def prepare(self, features: torch.Tensor) -> torch.Tensor:
         """What all codes share: the first convolution of the features."""
