@@ -226,7 +226,7 @@ def run_comparison(
     """Run every method with every seed; what an earlier call finished with the same settings is read instead."""
     chosen = choose_subset(cohort.train, comparison.subset)
     slices, backbone = cohort.train.take(chosen), comparison.backbone
-    weight = find_lambda(comparison, cohort, budget, runs)
+    weight = find_lambda(comparison, cohort, budget, runs.parent)
     records = []
     for seed in range(seeds):
         for method in comparison.methods:
@@ -249,9 +249,9 @@ def run_comparison(
     return records
 
 
-def find_lambda(comparison: Comparison, cohort: Cohort, budget: Budget, runs: Path) -> float:
-    """One consistency weight for a cohort and a backbone, whatever the subset; kept in the folder of the runs."""
-    path = runs / f"{comparison.data}-{comparison.backbone}-lambda.json"
+def find_lambda(comparison: Comparison, cohort: Cohort, budget: Budget, out: Path) -> float:
+    """One consistency weight for a cohort and a backbone, whatever the subset; kept in a file."""
+    path = out / f"{comparison.data}-{comparison.backbone}-lambda.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))["lambda"]
     weight = round(measure_lambda(build_network(comparison.backbone, cohort, budget, 0), cohort.train, budget), 3)
