@@ -1,7 +1,7 @@
 """Cells of a cubical complex and their total order: value first, then smallest corner, then orientation.
 
-A volume of shape (n0, n1, n2) is flattened in C order; an image is a volume with n0 = 1, and axes of length 1 carry no
-cells. Cells are numbered by their smallest corner v:
+A volume of shape (n0, n1, n2) is flattened in C order (images: see `_links`). Cells are numbered by their smallest
+corner v:
 
     edge   3 v + a   along axis a
     square 3 v + a   normal to axis a

@@ -2,7 +2,7 @@
 
 The comparison image and the image barcodes are only looked at in dimensions where both images have bars: elsewhere
 nothing can match. Ranks are taken over both images together, so that the comparison image min(u, t) needs no sorting
-and values of all three compare.
+and values of all three compare. Volumes are paired here; `_plane` does the same for images in compiled code.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from medseg.topology._crop import find_box
 from medseg.topology._plane import barcode_plane, match_planes, split_bars
 
 Ints = NDArray[np.int32]
-
-
 NO_VOXELS = np.zeros((0, 2), np.int64)
 
 
