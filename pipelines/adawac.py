@@ -10,12 +10,13 @@ views, with the same optimiser; half of each loss is Dice of the batch, the rest
     acr          (CE + AC) / 2               trim-ratio   CE of slices above the batch's quantile 0.42
     pseudo       CE of slices with a label,  adawac       weights learned for every slice
                  AC of the others            aligned      as adawac, views aligned before features are compared
+    one-view     CE and Dice of the first view alone, as the published code trains without AC
 
 Source: Dong, Xie, Ward, "Adaptively Weighted Data Augmentation Consistency Regularization for Robust Optimization under
 Concept Shift" (ICML 2023).
 
 Where this differs from the paper: networks, slices and budgets are small enough for one processor core; Adam with a
-cosine, not SGD; every method sees both views, also erm, which in the published code sees one. Step sizes are the
+cosine, not SGD; every method but one-view sees both views, also erm, so that all cost the same. Step sizes are the
 published ones, 8 for the U-Net and 2 for the transformer; lambda is what makes CE and AC alike at the start, measured
 on training slices with the first seed's untrained network. Last weights are measured, nothing is selected by a score.
 Test volumes are segmented slice by slice and measured as volumes; a missed class is 0 Dice, and the diagonal as HD95.
@@ -154,7 +155,7 @@ class MethodLoss:
         )
         has_label = (slices.labels > 0).flatten(1).any(1)
         # Infinite logits are weights of exactly 0 and 1.
-        if method == "erm":
+        if method in ("erm", "one-view"):
             self.adaptive.weight_logits.fill_(torch.inf)
         if method == "pseudo":
             self.adaptive.weight_logits.copy_(torch.where(has_label, torch.inf, -torch.inf))
@@ -164,6 +165,11 @@ class MethodLoss:
     def __call__(self, outputs: tuple[torch.Tensor, torch.Tensor], batch: Batch) -> torch.Tensor:
         """Compute the loss of a batch from logits and features of both views."""
         _, labels, ids, matrices = batch
+        if self.method == "one-view":
+            outputs, labels = (
+                [torch.cat((part.chunk(2)[0],) * 2) for part in outputs],
+                labels.chunk(2)[0].repeat(2, 1, 1, 1),
+            )
         loss = self.adaptive(*_order(outputs, labels), ids, matrices)
         if self.trimmed is None:
             return loss

@@ -86,6 +86,12 @@ def test_erm_is_dice_and_cross_entropy_of_both_views_and_trimming_leaves_out_sli
     )
     erm = pipeline.MethodLoss("erm", cohort.train, 0.0, 1.0)(outputs, batch)
     torch.testing.assert_close(erm, (dice + each.mean()) / 2)
+    one = pipeline.MethodLoss("one-view", cohort.train, 0.0, 1.0)
+    first = [part[:6] for part in (outputs[0], batch[1], outputs[1])]
+    expected = pipeline.MethodLoss("erm", cohort.train, 0.0, 1.0).adaptive(
+        *(torch.cat((p, p)) for p in first), batch[2]
+    )
+    torch.testing.assert_close(one(outputs, batch), expected)
     trimmed = pipeline.MethodLoss("trim-train", cohort.train, 0.0, 1.0)(outputs, batch)
     kept = (batch[1] > 0).flatten(1).any(1).view(2, 6).any(0).repeat(2)
     torch.testing.assert_close(trimmed, (dice + each[kept].mean()) / 2)
