@@ -22,6 +22,8 @@ from skimage.morphology import convex_hull_image
 from medseg.data import read_image, read_mask
 
 SIDE = 32  # of a toy image
+# Contrast, shading from side to side, and noise of the toy's target images.
+_SHIFTS = {"mild": (1.6, 0.5, 0.05), "severe": (2.5, 1.0, 0.09), "inverted": (1.0, 0.0, 0.09)}
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def load_toy(
 ) -> ShiftedSet:
     """Draw a bright ellipse in a body with other discs; the target has another contrast, a shading and noise.
 
-    Three quarters of the images hold the ellipse. The shift is "mild" (gamma 1.6), "severe" (gamma 2.5) or "inverted".
+    Three quarters of the images hold the ellipse. The shift is "mild" (gamma 1.6, half the shading, noise as on the
+    source), "severe" (gamma 2.5) or "inverted" (bright for dark).
     """
     random = np.random.default_rng(seed)
     source = [_draw_toy(random, f"source {i}", None) for i in range(counts[0])]
@@ -73,7 +76,7 @@ def _draw_toy(random: np.random.Generator, name: str, shift: str | None) -> Samp
     image = np.full((SIDE, SIDE), 0.25)
     image[_ellipse(grid, (SIDE / 2 - 0.5) + random.uniform(-2, 2, 2), random.uniform(10, 14, 2), random)] = 0.45
     for _ in range(3):
-        image[_ellipse(grid, random.uniform(5, SIDE - 5, 2), [random.uniform(2, 4)] * 2, random)] = random.choice(
+        image[_ellipse(grid, random.uniform(5, SIDE - 5, 2), [random.uniform(1.5, 3)] * 2, random)] = random.choice(
             [0.3, 0.62]
         )
     organ = np.zeros((SIDE, SIDE), bool)
@@ -81,13 +84,11 @@ def _draw_toy(random: np.random.Generator, name: str, shift: str | None) -> Samp
         organ = _ellipse(grid, random.uniform(10, SIDE - 10, 2), random.uniform(3.5, 6, 2), random)
         image[organ] = 0.72
     image += 0.05 * random.standard_normal(image.shape)
-    if shift == "inverted":
-        image = 1 - image
-    elif shift is not None:
-        gamma = {"mild": 1.6, "severe": 2.5}[shift]
-        image = np.maximum(image, 0.01) ** gamma * (0.5 + grid[1] / SIDE)
     if shift is not None:
-        image += 0.09 * random.standard_normal(image.shape)
+        gamma, slope, noise = _SHIFTS[shift]
+        image = 1 - image if shift == "inverted" else image
+        image = np.maximum(image, 0.01) ** gamma * (1 + slope * (grid[1] / SIDE - 0.5))
+        image += noise * random.standard_normal(image.shape)
     return _sample(name, image, organ, np.ones_like(organ))
 
 

@@ -11,9 +11,9 @@ other half, and vice versa. The other methods see no label of the target site, b
 whether an image holds the organ, and for the ratios in the rows "x true ratio", which ask how exact a ratio must be.
 
 Source: Bateson, Kervadec, Dolz, Lombaert, Ben Ayed, "Source-Free Domain Adaptation for Image Segmentation" (Medical
-Image Analysis, 2022). Steps, rates and weights are those of the toy for all sets, none was chosen by target labels;
-weights of the entropy are inverse to the source's ratios. Last weights are measured, for the mean teacher those of the
-teacher.
+Image Analysis, 2022). Nothing was chosen by target labels: the toy's recipe was given, steps and rates of the other
+sets are the toy's, and weights of their entropy are inverse to the source's ratios. Last weights are measured, for the
+mean teacher those of the teacher.
 
 Where this differs from the paper: other images, small networks, minutes of training, a learning rate for few steps.
 
@@ -35,10 +35,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from paired_comparison import compare_methods, draw_differences, markdown_table
 from shifted_sets import DRAWN, SETS, Sample, ShiftedSet, load_toy
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from medseg.data import ClassRatioPrior, atomic_path
@@ -80,9 +80,11 @@ METRICS = {"dice": "Dice"}
 
 @dataclass(frozen=True)
 class Budget:
-    """What every method gets, and the network."""
+    """What every method gets, and the network; `class_weight` is for the entropy, inverse to the ratios if None."""
 
     channels: tuple[int, ...] = (8, 16, 32)
+    units: int = 1
+    class_weight: tuple[float, ...] | None = None
     source_steps: int = 350
     source_batch: int = 16
     source_rate: float = 1e-2
@@ -92,7 +94,7 @@ class Budget:
 
 
 BUDGETS = {
-    "toy": Budget(),
+    "toy": Budget(units=2, class_weight=(0.1, 0.9)),
     # As many adaptation steps as the toy has, 120 but for rounding to whole epochs.
     "retina": Budget(channels=(8, 16, 32, 64), source_steps=800, source_batch=8, epochs=17, batch=2),
     "hippocampus": Budget(source_steps=600, source_batch=4, epochs=30, batch=4),
@@ -106,7 +108,7 @@ def budget_of(name: str) -> Budget:
 def build_network(images: ShiftedSet, budget: Budget, seed: int) -> UNet:
     torch.manual_seed(seed)
     dims, strides = images.source[0].mask.ndim, (2,) * (len(budget.channels) - 1)
-    return UNet(dims, 1, images.classes, budget.channels, strides, norm="BATCH")
+    return UNet(dims, 1, images.classes, budget.channels, strides, num_res_units=budget.units, norm="BATCH")
 
 
 def draw_batches(samples: Sequence[Sample], patch: int | None, count: int, batch: int, seed: Sequence[int]) -> Iterator:
@@ -128,13 +130,12 @@ def _crop(sample: Sample, patch: int | None, random: np.random.Generator) -> tup
 
 def train(network: UNet, batches: Iterator, rates: Sequence[float]) -> None:
     """Learn from labels, one step of Adam for each batch and rate."""
-    loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
     optimizer = torch.optim.Adam(network.parameters())
     network.train()
     for (image, label), rate in zip(batches, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
-        loss(network(image), label).backward()
+        functional.cross_entropy(network(image), label[:, 0]).backward()
         optimizer.step()
 
 
@@ -177,12 +178,12 @@ def load_unlabelled(images: ShiftedSet, budget: Budget, tags: bool) -> DataLoade
 
 def adapt(variant: Variant, images: ShiftedSet, budget: Budget, seed: int, start: UNet) -> tuple[Any, dict[str, Any]]:
     """Adapt from the start; give the network and the diagnostics before and after."""
-    source_prior = expect_ratios(images, replace(variant, factor=None))
+    source_ratio = expect_ratios(images, replace(variant, factor=None)).ratio()
     adapter = build_adapter(
         variant.method,
         deepcopy(start),
         expect_ratios(images, variant),
-        class_weight=ClassRatioPrior.class_weight(source_prior.ratio()),
+        class_weight=budget.class_weight or ClassRatioPrior.class_weight(source_ratio),
         learning_rate=budget.rate,
         max_epochs=0 if variant.method == "none" else budget.epochs,
         train_handlers=[EpochSeeder(seed=seed)],

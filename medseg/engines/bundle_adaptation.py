@@ -248,12 +248,14 @@ def _run(
     loader, cutting = prepared.train_loader(options.batch_size, options.crops)
     schedule: Any = torch.optim.lr_scheduler.StepLR(adapter.optimizer, _STEP, _GAMMA)
     saved = {"adapter": adapter, "lr_scheduler": schedule}
-    for handler in (
+    handlers = [
         EpochSeeder(options.seed, cutting),
         StopOnNonFiniteLoss(),
-        LrScheduleHandler(schedule, print_lr=False),
+        # Without steps of the optimizer there is no rate to follow.
+        *([LrScheduleHandler(schedule, print_lr=False)] if adapter.trained else []),
         TrainingCheckpoint(str(output / "models"), saved, best=None, resume=resume),
-    ):
+    ]
+    for handler in handlers:
         handler.attach(adapter)
 
     def report(engine: Engine) -> None:
