@@ -166,10 +166,8 @@ class MethodLoss:
         """Compute the loss of a batch from logits and features of both views."""
         _, labels, ids, matrices = batch
         if self.method == "one-view":
-            outputs, labels = (
-                [torch.cat((part.chunk(2)[0],) * 2) for part in outputs],
-                labels.chunk(2)[0].repeat(2, 1, 1, 1),
-            )
+            logits, labels, features = (part.chunk(2)[0].repeat(2, 1, 1, 1) for part in _order(outputs, labels))
+            outputs = logits, features
         loss = self.adaptive(*_order(outputs, labels), ids, matrices)
         if self.trimmed is None:
             return loss
