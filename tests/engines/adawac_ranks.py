@@ -70,6 +70,8 @@ def main(folder: Path) -> None:
     network = trainer.network.module if world > 1 else trainer.network
     torch.save({**content, "network": network.state_dict()}, folder / f"{world}-{rank}.pt")
     if world > 1:
+        # A rank that leaves while the other still talks to it aborts.
+        distributed.barrier()
         distributed.destroy_process_group()
 
 
