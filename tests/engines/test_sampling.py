@@ -81,6 +81,20 @@ def test_the_seed_decides_and_groups_do_not(bundle, scan, monkeypatch):
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+@pytest.mark.parametrize("engine", ["torch", "auto"])
+def test_without_samples_the_answer_is_that_at_the_priors_mean(bundle, scan, engine):
+    predictor = Predictor(bundle, device="cpu", engine=engine, precision="fp32")
+    prediction = predictor.predict([read_image(scan)], probabilities=True)
+    _, drawn = predict(bundle, scan, 1)
+    network = Predictor(bundle, device="cpu", samples=1).sampler.network
+    image = read_image(scan).array
+    with torch.no_grad():
+        p = network(torch.from_numpy((image - image.mean()) / image.std())[None, None].float()).softmax(1)[0]
+    np.testing.assert_allclose(prediction.probabilities, p, atol=1e-3)
+    assert prediction.samples is None
+    assert (prediction.probabilities != drawn.probabilities).any()
+
+
 def test_a_threshold_holds_for_the_mean_and_for_every_sample(bundle, scan):
     predictor = Predictor(bundle, device="cpu", samples=3)
     prediction = predictor.predict([read_image(scan)], probabilities=True, threshold=0.9)
