@@ -80,7 +80,7 @@ def test_the_order_of_voxels_and_classes_and_a_constant_do_not_matter(seed, esti
     torch.testing.assert_close(loss(logits + shift, ratio), value)
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 4, 5), (1, 3, 2, 3, 4)])
+@pytest.mark.parametrize("shape", [(2, 2, 3, 2), (1, 3, 2, 2, 2)])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("estimator", ["mean", "max_normalized"])
 def test_the_gradient_is_exact(shape, direction, estimator):

@@ -40,7 +40,7 @@ def test_some_classes_alone_have_the_golden_value():
         torch.testing.assert_close(gradient, torch.from_numpy(golden["grad_self_entropy"]), rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 4, 5), (1, 3, 2, 3, 4)])
+@pytest.mark.parametrize("shape", [(2, 2, 3, 2), (1, 3, 2, 2, 2)])
 def test_the_gradient_is_exact(shape):
     loss = WeightedEntropyLoss([0.2, 0.5, 0.3][: shape[1]])
     assert torch.autograd.gradcheck(loss, (noise(*shape).requires_grad_(),))

@@ -47,7 +47,8 @@ def test_a_second_call_reads_what_is_there(out, pipeline, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_toy_reaches_the_bar_of_its_recipe(pipeline, sets, tmp_path):
-    budget = pipeline.BUDGETS["toy"]
+    budget, threads = pipeline.BUDGETS["toy"], torch.get_num_threads()
+    torch.set_num_threads(1)  # as the results in README.md, since another number rounds otherwise
     means: dict[str, list[float]] = {"entropy": [], "kl": []}
     for seed in range(3):
         images = sets.load_toy()
@@ -56,6 +57,7 @@ def test_the_toy_reaches_the_bar_of_its_recipe(pipeline, sets, tmp_path):
             network, _ = pipeline.adapt(pipeline.VARIANTS[key], images, budget, seed, start)
             cases = pipeline.measure(network, images.test, images.classes)
             values.append(np.mean([case["dice"] for case in cases.values()]))
+    torch.set_num_threads(threads)
     assert np.mean(means["kl"]) >= 0.93
     assert np.mean(means["kl"]) >= np.mean(means["entropy"]) + 0.03
 
