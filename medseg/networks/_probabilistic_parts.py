@@ -146,7 +146,7 @@ class LatentHead(nn.Module):
         self.act = nn.Identity() if act is None else get_act_layer(act)
         if hasattr(self.act, "inplace"):
             # Nobody needs what it overwrites, and training holds these tensors once for every sample.
-            self.act.inplace = True
+            self.act.inplace = True  # pyright: ignore[reportArgumentType]
 
     def prepare(self, features: torch.Tensor) -> torch.Tensor:
         """What all codes share: the first convolution of the features."""

@@ -69,8 +69,8 @@ def draw_sample_weights(path: str | Path, history: Sequence[Mapping[str, float]]
         ImportError: matplotlib is missing.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyright: ignore[reportMissingImports]
+        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError('drawing weights needs matplotlib; install it with: pip install "medseg[plot]"') from error
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
