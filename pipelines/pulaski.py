@@ -21,8 +21,9 @@ Uncertainty Estimation using Deep Ensembles" (2017).
 
 Where this differs from the paper: networks and budgets are small enough for a laptop's processor; the step is 3e-3,
 falling to zero along a cosine, and every run's last weights are measured, without a selection; samples are cut at 0.5,
-not by Otsu's method; KL is averaged over the batch. Samples of the prior: 16 for the generalised energy distance,
-calibration and volumes, as many as there are raters for best and matched Dice.
+not by Otsu's method; KL is averaged over the batch, and optimal transport divided by the number of voxels. Samples of
+the prior: 16 for the generalised energy distance, calibration and volumes, as many as there are raters for best and
+matched Dice.
 
 Each run leaves DIR/runs/SET-METHOD-SEED.json (and its samples as .npz) and is not repeated; results.json, results.md,
 differences.png and pictures of contours are written at the end.
@@ -116,7 +117,9 @@ def build_network(images: RaterSet, seed: int, *, activation: bool = True) -> Pr
 def build_loss(method: str, kl_weight: float) -> ProbabilisticSegLoss:
     if method == "ftl":
         return ProbabilisticSegLoss(seg_loss=FocalTverskyLoss(sigmoid=True, batch=True), kl_weight=kl_weight)
-    distance = SampleSetLoss(method.removesuffix("-affine"), sigmoid=True)
+    name = method.removesuffix("-affine")
+    # Squared distances count voxels by the hundred, and KL would vanish beside them: the posterior then leaves the prior.
+    distance = SampleSetLoss(name, sigmoid=True, normalize=name == "sinkhorn")
     return ProbabilisticSegLoss(distance, kl_weight=kl_weight)
 
 
