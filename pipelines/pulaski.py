@@ -118,7 +118,7 @@ def build_loss(method: str, kl_weight: float) -> ProbabilisticSegLoss:
     if method == "ftl":
         return ProbabilisticSegLoss(seg_loss=FocalTverskyLoss(sigmoid=True, batch=True), kl_weight=kl_weight)
     name = method.removesuffix("-affine")
-    # Squared distances count voxels by the hundred, and KL would vanish beside them: the posterior then leaves the prior.
+    # Squared distances count voxels by the hundred; KL would vanish beside them, and the posterior leave the prior.
     distance = SampleSetLoss(name, sigmoid=True, normalize=name == "sinkhorn")
     return ProbabilisticSegLoss(distance, kl_weight=kl_weight)
 
