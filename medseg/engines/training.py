@@ -132,6 +132,9 @@ def train_bundle(
             _report_progress(trainer, workflow.parser.get_parsed_content("validate::evaluator"), progress)
         try:
             workflow.run()
+            if distributed:
+                # A rank that leaves while another still writes takes the connection away from it.
+                torch.distributed.barrier()
         finally:
             _finalize(workflow)
     return output
