@@ -137,10 +137,7 @@ def adapt_bundle(
     prepared = prepare_cases(predictor, cases, prior)
     with plain_config_errors():
         network, infer = _load(bundle, predictor.device)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        adapter = _build(network, prior, prepared, options, sigmoid=_has_sigmoid(predictor))
-    notes = [str(w.message) for w in caught if "batch normalisation" in str(w.message)]
+    adapter, notes = _build(network, prior, prepared, options, sigmoid=_has_sigmoid(predictor))
     if options.method == "batch_norm" and not adapter.norm_layers:
         raise ValueError(f"method batch_norm has nothing to adapt: {notes[0]}; take another method")
     before = adapter.diagnose(prepared.whole_cases(), infer)
@@ -222,19 +219,23 @@ def _build(
     options: AdaptationOptions,
     *,
     sigmoid: bool,
-) -> SourceFreeAdapter:
+) -> tuple[SourceFreeAdapter, list[str]]:
+    """The adapter, and what it says about normalisation that it finds nothing to adapt in."""
     ratios = torch.stack([item["class_ratio"] for item in prepared.items])
-    return build_adapter(
-        options.method,
-        network,
-        prior,
-        class_weight=None if sigmoid else ClassRatioPrior.class_weight(ratios),
-        learning_rate=options.learning_rate,
-        max_epochs=options.epochs,
-        ema=options.ema,
-        sigmoid=sigmoid,
-        ratio_per=prepared.ratio_per,
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        adapter = build_adapter(
+            options.method,
+            network,
+            prior,
+            class_weight=None if sigmoid else ClassRatioPrior.class_weight(ratios),
+            learning_rate=options.learning_rate,
+            max_epochs=options.epochs,
+            ema=options.ema,
+            sigmoid=sigmoid,
+            ratio_per=prepared.ratio_per,
+        )
+    return adapter, [str(w.message) for w in caught if "batch normalisation" in str(w.message)]
 
 
 def _run(

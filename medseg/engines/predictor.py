@@ -161,9 +161,8 @@ class Predictor:
             "skip_empty": skip_empty,
             "tta": tta,
             "memory": memory,
+            **({"samples": samples, "seed": seed} if self.sampler else {}),
         }
-        if self.sampler is not None:
-            self.settings |= {"samples": samples, "seed": seed}
         self.num_classes = int(self.bundle.metadata["network_data_format"]["outputs"]["pred"]["num_channels"])
 
     def predict(
