@@ -1,8 +1,10 @@
 from .feature_tap import FeatureTap
+from .multi_scale_attention_unet import MultiScaleAttentionUNet
 from .probabilistic_unet import ProbabilisticOutput, ProbabilisticUNet
 
 __all__ = [
     "FeatureTap",
+    "MultiScaleAttentionUNet",
     "ProbabilisticOutput",
     "ProbabilisticUNet",
 ]

@@ -51,7 +51,7 @@ def test_weights_halve_by_default_and_a_lone_prediction_has_weight_one():
 
 def test_wrong_options_and_inputs_are_named():
     label, fine = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 8, 8)
-    with pytest.raises(ValueError, match="resize must be predictions or labels"):
+    with pytest.raises(ValueError, match="resize must be predictions, labels or strided_labels"):
         DeepSupervisionLoss(nn.L1Loss(), resize="both")
     with pytest.raises(TypeError, match="loss must be a loss object, got str"):
         DeepSupervisionLoss("dice")
@@ -61,3 +61,12 @@ def test_wrong_options_and_inputs_are_named():
         DeepSupervisionLoss(nn.L1Loss(), [1, 0.5])([label], label)
     with pytest.raises(ValueError, match=r"size \(8, 8\) for a target of size \(4, 4\)"):
         DeepSupervisionLoss(nn.L1Loss())([fine], label)
+
+
+def test_strided_labels_are_the_first_voxel_of_each_step():
+    label, seen = torch.arange(32.0).view(1, 1, 4, 8), []
+    loss = DeepSupervisionLoss(lambda p, y: seen.append(y) or p.sum(), resize="strided_labels")
+    loss([torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 2, 2)], label)
+    assert torch.equal(seen[1], label[:, :, ::2, ::4])
+    with pytest.raises(ValueError, match=r"size \(3, 2\), which does not divide"):
+        loss([torch.zeros(1, 1, 3, 2)] * 2, label)

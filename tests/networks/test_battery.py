@@ -9,7 +9,10 @@ from tests.batteries.common import public_classes
 from tests.batteries.networks import PROPERTIES
 
 # Arguments that make a network small enough to test; networks without an entry are built with their defaults.
-ARGUMENTS: dict[str, dict[str, object]] = {"ProbabilisticUNet": {"features": 4, "depth": 3}}
+ARGUMENTS: dict[str, dict[str, object]] = {
+    "MultiScaleAttentionUNet": {"features": [4, 4, 4, 4, 8], "up_features": [4, 4, 4, 4]},
+    "ProbabilisticUNet": {"features": 4, "depth": 3},
+}
 # What a network does not promise, with the reason.
 EXEMPT: dict[tuple[str, str], str] = {
     (
