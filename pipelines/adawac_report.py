@@ -30,6 +30,7 @@ METRICS = {"dice": "Dice", "hd95": "HD95 mm", "false_slices": "false slices"}
 LARGER_IS_BETTER = {"dice": True, "hd95": False, "false_slices": False}
 DIGITS = {"dice": 4, "hd95": 2, "false_slices": 3}
 BASELINE = "erm"
+EFFICIENCY = {"volumes-1": 1, "volumes-2": 2, "half-volume": 4, "full": 8}  # training volumes of subsets
 
 
 def write_report(out: Path, records: list[dict[str, Any]]) -> Path:
@@ -80,36 +81,41 @@ def draw_pictures(out: Path, records: list[dict[str, Any]], rows: list[dict[str,
         course = next((r["course"] for r in here if r["method"] == "adawac" and r["seed"] == 0), [])
         if course:
             draw_sample_weights(out / f"weights-{name}.png", course, along="step")
-    six = [n for n in names if {r["method"] for r in records if r["set"] == n} >= set(SIX)]
-    draw_differences(
-        out / "differences.png",
-        [r for r in records if r["set"] in six and r["method"] in SIX],
-        baseline=BASELINE,
-        methods={m: METHODS[m] for m in SIX},
-        metrics={key: METRICS[key] for key in ("dice", "hd95")},
-        larger_is_better=LARGER_IS_BETTER,
-    )
+    _draw_differences(out / "differences.png", records)
     draw_efficiency(out / "efficiency.png", rows)
 
 
+def _draw_differences(path: Path, records: list[dict[str, Any]]) -> None:
+    """Of the sets that have all six methods; where none has, of all sets with the methods that they share."""
+    found = {name: {r["method"] for r in records if r["set"] == name} for name in {r["set"] for r in records}}
+    shown = {name: methods for name, methods in found.items() if methods >= set(SIX)} or found
+    methods = {m: METHODS[m] for m in SIX if all(m in have for have in shown.values())}
+    draw_differences(
+        path,
+        [r for r in records if r["set"] in shown and r["method"] in methods],
+        baseline=BASELINE,
+        methods=methods,
+        metrics={key: METRICS[key] for key in ("dice", "hd95")},
+        larger_is_better=LARGER_IS_BETTER,
+    )
+
+
 def draw_efficiency(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Mean Dice by the number of training volumes."""
+    """Mean Dice by the number of training volumes, of the subsets that were run; none was, no picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    subsets = {"volumes-1": 1, "volumes-2": 2, "half-volume": 4, "full": 8}
+    subsets = {f"hippocampus-unet-{name}": count for name, count in EFFICIENCY.items()}
+    dice = [r for r in rows if r["metric"] == "dice" and r["set"] in subsets]
+    if not dice:
+        return
     figure = Figure(figsize=(4.4, 3.2), layout="constrained")
     axis: Any = figure.subplots()
     for method, colour in (("erm", "#d55e00"), ("adawac", "#0072b2")):
-        means = {
-            count: row["mean"]
-            for row in rows
-            for subset, count in subsets.items()
-            if (row["set"], row["method"], row["metric"]) == (f"hippocampus-unet-{subset}", method, "dice")
-        }
-        axis.plot(sorted(means), [means[n] for n in sorted(means)], "o-", color=colour, label=METHODS[method])
+        points = sorted((subsets[r["set"]], r["mean"]) for r in dice if r["method"] == method)
+        axis.plot([n for n, _ in points], [mean for _, mean in points], "o-", color=colour, label=METHODS[method])
     axis.set(xlabel="training volumes", ylabel="mean Dice of the test volumes", xscale="log")
-    axis.set_xticks(list(subsets.values()), [str(n) for n in subsets.values()])
+    axis.set_xticks(list(EFFICIENCY.values()), [str(n) for n in EFFICIENCY.values()])
     axis.minorticks_off()
     axis.legend(fontsize=8)
     with atomic_path(path) as part:

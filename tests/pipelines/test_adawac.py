@@ -148,3 +148,28 @@ def test_real_images_need_a_data_folder(pipeline, capsys):
     with pytest.raises(SystemExit):
         pipeline.main(["--out", "unused"])
     assert "--data is needed" in capsys.readouterr().err
+
+
+def _record(name: str, method: str, seed: int) -> dict:
+    values = np.random.default_rng([seed, len(method)]).random(2)
+    cases = {
+        case: {"dice": value, "hd95": 1 / value, "false_slices": 0.0} for case, value in zip("ab", values, strict=True)
+    }
+    return {"set": name, "method": method, "seed": seed, "settings": {"lambda": 1.0}, "course": [], "cases": cases}
+
+
+@pytest.mark.parametrize(
+    ("runs", "written"),
+    [
+        ({"hippocampus-unet-volumes-1": ("erm", "adawac")}, {"differences.png", "efficiency.png"}),
+        ({"hippocampus-unet-half-slice-sparse-960": ("erm", "adawac")}, {"differences.png"}),
+        ({"abdomen-unet-full": "six", "hippocampus-transformer-full": ("erm", "acr", "adawac")}, {"differences.png"}),
+    ],
+)
+def test_pictures_are_drawn_whichever_sets_were_chosen(pipeline, tmp_path, runs, written):
+    pytest.importorskip("matplotlib")
+    methods = {name: pipeline.SIX if some == "six" else some for name, some in runs.items()}
+    records = [_record(name, m, seed) for name, some in methods.items() for m in some for seed in (0, 1)]
+    report = pipeline.write_report(tmp_path, records)
+    assert {path.name for path in tmp_path.glob("*.png")} == written
+    assert all(f"### {name}" in report.read_text() for name in runs)
