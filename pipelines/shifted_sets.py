@@ -106,14 +106,23 @@ def load_retina(data: Path, *, same_look: bool = True) -> ShiftedSet:
 
     STARE comes grey, standardised, with local contrast and gamma; with `same_look` DRIVE is brought to that look.
     """
-    drive, stare = data / "drive", data / "stare"
-    folders = [drive / "training", drive / "test"]
-    source = [_read_drive(path, same_look) for f in folders for path in sorted((f / "images").glob("*.png"))]
-    target = [_read_stare(path) for path in sorted((stare / "images").glob("*.png"))]
+    source = [_read_drive(path, same_look) for part in ("training", "test") for path in _drive_images(data, part)]
+    target = [_read_stare(path) for path in sorted((data / "stare" / "images").glob("*.png"))]
     return ShiftedSet(source, target, target, patch=96)
 
 
-def _read_drive(path: Path, same_look: bool) -> Sample:
+def load_retina_choice(data: Path) -> ShiftedSet:
+    """DRIVE's training part to its test part as if by another camera: to choose a learning rate without the target."""
+    source = [_read_drive(path, same_look=True) for path in _drive_images(data, "training")]
+    target = [_read_drive(path, same_look=True, shifted=True) for path in _drive_images(data, "test")]
+    return ShiftedSet(source, target, target, patch=96)
+
+
+def _drive_images(data: Path, part: str) -> list[Path]:
+    return sorted((data / "drive" / part / "images").glob("*.png"))
+
+
+def _read_drive(path: Path, same_look: bool, *, shifted: bool = False) -> Sample:
     parts = {kind: _pixels(path.parents[1] / kind / path.name) for kind in ("images", "fov", "rater1")}
     grey = parts["images"] @ [0.299, 0.587, 0.114]
     inside = parts["fov"] > 127
@@ -122,6 +131,8 @@ def _read_drive(path: Path, same_look: bool) -> Sample:
         grey = np.clip((grey + 3) / 6, 0, 1)  # three deviations to either side
         # Tiles and clipping as in the common recipe: 8 x 8 tiles, histogram clipped at twice its mean.
         grey = equalize_adapthist(grey, kernel_size=[n // 8 for n in grey.shape], clip_limit=2 / 256) ** (1 / 1.2)
+    if shifted:
+        grey = scan_elsewhere(grey, np.random.default_rng(int(path.stem)))
     return _half(f"DRIVE {path.stem}", grey, parts["rater1"] > 127, inside)
 
 
@@ -173,18 +184,24 @@ def _read_hippocampus(folder: Path, case: str, *, shifted: bool) -> Sample:
     )
 
 
-def scan_elsewhere(volume: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Another scanner: contrast (gamma), bias field (up to a third either way), slices of 3 mm, Rician noise."""
+def scan_elsewhere(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Another scanner, values in [0, 1]: contrast (gamma), bias field (up to a third either way), noise as Rician.
+
+    In 3D it also has slices of three voxels along the last axis.
+    """
     gamma = random.uniform(1.8, 2.4)
-    axes = [np.linspace(-1, 1, n) for n in volume.shape]
-    slopes = random.uniform(-0.33, 0.33, 3)
-    field = 1 + sum(s * a for s, a in zip(slopes, np.meshgrid(*axes, indexing="ij"), strict=True)) / np.sqrt(3)
-    image = volume**gamma * field
-    thick = ndimage.uniform_filter1d(image, 3, axis=2)[:, :, 1::3]
-    image = np.repeat(thick, 3, axis=2)
-    image = np.pad(image, [(0, 0), (0, 0), (0, max(0, volume.shape[2] - image.shape[2]))], mode="edge")
-    real, imaginary = 0.08 * random.standard_normal((2, *volume.shape))
-    return np.hypot(image[:, :, : volume.shape[2]] + real, imaginary)
+    axes = [np.linspace(-1, 1, n) for n in image.shape]
+    slopes = random.uniform(-0.33, 0.33, image.ndim)
+    grids = np.meshgrid(*axes, indexing="ij")
+    field = 1 + sum(s * a for s, a in zip(slopes, grids, strict=True)) / np.sqrt(image.ndim)
+    scanned = image**gamma * field
+    if image.ndim == 3:
+        thick = ndimage.uniform_filter1d(scanned, 3, axis=2)[:, :, 1::3]
+        scanned = np.repeat(thick, 3, axis=2)
+        scanned = np.pad(scanned, [(0, 0), (0, 0), (0, max(0, image.shape[2] - scanned.shape[2]))], mode="edge")
+        scanned = scanned[:, :, : image.shape[2]]
+    real, imaginary = 0.08 * random.standard_normal((2, *image.shape))
+    return np.hypot(scanned + real, imaginary)
 
 
 def _mean_pool(array: np.ndarray) -> np.ndarray:
@@ -212,6 +229,7 @@ SETS: dict[str, Callable[[Path], ShiftedSet]] = {
     "toy-inverted": partial(load_toy, shift="inverted"),
     "retina": load_retina,
     "retina-raw": partial(load_retina, same_look=False),
+    "retina-choice": load_retina_choice,
     "hippocampus": load_hippocampus,
 }
 DRAWN = ("toy", "toy-mild", "toy-inverted")

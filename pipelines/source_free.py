@@ -226,14 +226,17 @@ def _dice(found: np.ndarray, true: np.ndarray) -> float:
     return 2 * float((found & true).sum()) / float(found.sum() + true.sum())
 
 
-def run_set(name: str, images: ShiftedSet, budget: Budget, seeds: int, runs: Path) -> list[dict[str, Any]]:
-    """Run every method with every seed; what an earlier call finished with the same settings is read instead."""
+def run_set(
+    name: str, images: ShiftedSet, budget: Budget, seeds: int, runs: Path, methods: Sequence[str] = tuple(VARIANTS)
+) -> list[dict[str, Any]]:
+    """Run the methods with every seed; what an earlier call finished with the same settings is read instead."""
     records, settings = [], describe_settings(name, images, budget)
     for seed in range(seeds):
         start = None
         for key, variant in VARIANTS.items():
-            if key.startswith("untagged") and not images.tagged:
-                continue  # every image holds every class: without tags it is the same run
+            # Where every image holds every class, tags say nothing: without them it is the same run.
+            if key not in methods or (key.startswith("untagged") and not images.tagged):
+                continue
             path = runs / f"{name}-{key}-{seed}.json"
             record = read_record(path, settings)
             if record is None:
@@ -277,8 +280,8 @@ def write_report(out: Path, records: list[dict[str, Any]]) -> Path:
         text += [f"## Differences to: {TITLES[baseline]}", "", table]
     write_text(out / "results.json", json.dumps({"rows": rows, "seeds": by_seed(records)}, indent=1))
     write_text(out / "results.md", "\n".join([*text, ratio_table(records)]))
-    shown = [r for r in records if r["method"] in SHOWN]
-    names = {name: TITLES[name] for name in SHOWN}
+    names = {name: TITLES[name] for name in SHOWN if any(r["method"] == name for r in records)}
+    shown = [r for r in records if r["method"] in names]
     options = {"baseline": "none", "methods": names, "metrics": METRICS, "larger_is_better": better}
     if not draw_differences(out / "differences.png", shown, **options):
         say("differences.png is left out: it needs matplotlib (pip install matplotlib)")
@@ -323,8 +326,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder that holds drive/, stare/ and hippocampus_msd/")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, tables and figure")
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), help="all by default")
+    usual = [name for name in SETS if name != "retina-choice"]
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=usual, help="all but retina-choice by default")
+    default = list(VARIANTS)
+    parser.add_argument("--methods", nargs="+", choices=default, default=default, help="none and entropy always")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0 on")
+    parser.add_argument("--rate", type=float, help="learning rate of the adaptation; by default that of the set")
     parser.add_argument("--threads", type=int, help="threads of the network; by default as torch chooses")
     parser.add_argument("--quick", action="store_true", help="a few drawn images and steps, two seeds")
     parsed = parser.parse_args(arguments)
@@ -340,12 +347,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     runs = options.out / "runs"
     runs.mkdir(parents=True, exist_ok=True)
+    methods = (*BASELINES, *options.methods)
     if options.quick:
         small = Budget(source_steps=60, epochs=3, batch=8)
-        records = run_set("toy", load_toy(counts=(60, 24, 12)), small, 2, runs)
+        records = run_set("toy", load_toy(counts=(60, 24, 12)), small, 2, runs, methods)
     else:
-        names = options.sets
-        records = [r for n in names for r in run_set(n, SETS[n](options.data), budget_of(n), options.seeds, runs)]
+        records = []
+        for name in options.sets:
+            budget = replace(budget_of(name), **({"rate": options.rate} if options.rate else {}))
+            records += run_set(name, SETS[name](options.data), budget, options.seeds, runs, methods)
     print(write_report(options.out, records))
     return 0
 

@@ -62,6 +62,17 @@ def test_the_toy_reaches_the_bar_of_its_recipe(pipeline, sets, tmp_path):
     assert np.mean(means["kl"]) >= np.mean(means["entropy"]) + 0.03
 
 
+def test_methods_and_rate_can_be_chosen_and_what_others_are_compared_with_comes_along(pipeline, tmp_path, monkeypatch):
+    cases = {"a": {"dice": 0.5}, "b": {"dice": 0.75}}
+    monkeypatch.setattr(pipeline, "start_network", lambda *_: object())
+    monkeypatch.setattr(pipeline, "run_variant", lambda *_: {"diagnostics": {}, "cases": cases})
+    pipeline.main(["--out", str(tmp_path), "--sets", "toy", "--seeds", "2", "--methods", "kl", "--rate", "1e-4"])
+    records = [json.loads(path.read_text()) for path in (tmp_path / "runs").iterdir()]
+    assert {(r["method"], r["seed"]) for r in records} == {(m, s) for m in ("none", "entropy", "kl") for s in (0, 1)}
+    assert {r["settings"]["rate"] for r in records} == {1e-4}
+    assert "TENT" not in (tmp_path / "results.md").read_text()
+
+
 def test_the_toy_is_drawn_again_as_it_was_and_its_shifts_differ(sets):
     first, again = (sets.load_toy(counts=(3, 3, 2)) for _ in range(2))
     mild = sets.load_toy(counts=(3, 3, 2), shift="mild")
@@ -81,6 +92,7 @@ def test_another_scanner_keeps_the_shape_and_changes_the_grey_values(sets):
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert abs(np.corrcoef(first.ravel(), volume.ravel())[0, 1]) < 0.9
+    assert sets.scan_elsewhere(volume[0], np.random.default_rng(0)).shape == volume[0].shape
 
 
 def test_ratios_come_from_the_source_unless_a_multiple_of_the_truth_is_asked_for(pipeline, sets):
@@ -126,6 +138,10 @@ def test_hippocampi_and_retinas_load(shared_data, sets):
     images = sets.load_hippocampus(shared_data, train=2, test=2)
     assert {s.image.shape for s in [*images.source, *images.target]} == {(1, 24, 32, 24)}
     assert all(set(np.unique(s.mask)) == {0, 1, 2} for s in images.target)
+    choice = sets._drive_images(shared_data, "test")[0]
+    plain, shifted = (sets._read_drive(choice, True, shifted=s) for s in (False, True))
+    assert np.array_equal(plain.mask, shifted.mask)
+    assert np.corrcoef(plain.image[0][plain.inside], shifted.image[0][plain.inside])[0, 1] < 0.97
     (path, *_) = sorted((shared_data / "stare" / "images").glob("*.png"))
     sample = sets._read_stare(path)
     assert 0.6 < sample.inside.mean() < 0.9
