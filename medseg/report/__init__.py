@@ -9,6 +9,7 @@ from medseg.report.preview import draw_preview
 from medseg.report.run_report import RunReport
 from medseg.report.sample_contours import draw_sample_contours
 from medseg.report.sample_weights import draw_sample_weights, summarise_sample_weights
+from medseg.report.schedule import draw_schedule
 from medseg.report.statistics import label_statistics, write_statistics
 from medseg.report.topology import draw_topology
 from medseg.report.volume_spread import volume_spread
@@ -20,6 +21,7 @@ __all__ = [
     "draw_preview",
     "draw_sample_contours",
     "draw_sample_weights",
+    "draw_schedule",
     "draw_topology",
     "label_colour",
     "label_statistics",
