@@ -1,8 +1,10 @@
 from .adawac import AdaptiveWeightedConsistencyLoss
 from .betti_matching import BettiMatchingLoss
 from .class_ratio_kl import ClassRatioKLLoss
+from .co_training import CoTrainingDisagreementLoss
 from .deep_supervision import DeepSupervisionLoss
 from .dice_betti_matching import DiceBettiMatchingLoss, warm_up_factor
+from .dual_path import DualPathZoneLoss
 from .focal_tversky import FocalTverskyLoss
 from .frechet import frechet_distance
 from .mip import MIPLoss
@@ -21,8 +23,10 @@ __all__ = [
     "AdaptiveWeightedConsistencyLoss",
     "BettiMatchingLoss",
     "ClassRatioKLLoss",
+    "CoTrainingDisagreementLoss",
     "DeepSupervisionLoss",
     "DiceBettiMatchingLoss",
+    "DualPathZoneLoss",
     "ExponentiatedSampleWeights",
     "FocalTverskyLoss",
     "LabelTrimmedLoss",

@@ -1,10 +1,16 @@
+from .anisotropic_unet import AnisotropicUNet
+from .dual_path import DualPathOutput, DualPathZoneNet, fuse_zones
 from .feature_tap import FeatureTap
 from .multi_scale_attention_unet import MultiScaleAttentionUNet
 from .probabilistic_unet import ProbabilisticOutput, ProbabilisticUNet
 
 __all__ = [
+    "AnisotropicUNet",
+    "DualPathOutput",
+    "DualPathZoneNet",
     "FeatureTap",
     "MultiScaleAttentionUNet",
     "ProbabilisticOutput",
     "ProbabilisticUNet",
+    "fuse_zones",
 ]

@@ -9,13 +9,14 @@ from torch.nn.modules.loss import _Loss
 from medseg.losses import DeepSupervisionLoss, FocalTverskyLoss
 from tests.batteries.common import public_classes
 from tests.batteries.losses import PROPERTIES
+from tests.losses import dual_path_stand_ins as dual_path
 from tests.losses import label_free_stand_ins as label_free
 from tests.losses import sample_set_stand_ins as sample_set
 from tests.losses import sample_table_stand_ins as sample_table
 
 # Arguments with which a loss accepts logits and class ids; losses that need others are named here.
 USUAL = {"to_onehot_y": True, "softmax": True}
-ARGUMENTS: dict[str, dict[str, object]] = {**label_free.ARGUMENTS}
+ARGUMENTS: dict[str, dict[str, object]] = {**dual_path.ARGUMENTS, **label_free.ARGUMENTS}
 # What a method does not promise, with the reason.
 MIRRORING = (
     "features that appear or vanish at one voxel are told apart by the order of cells, which mirroring reverses; the "
@@ -23,6 +24,7 @@ MIRRORING = (
 )
 EXEMPT: dict[tuple[str, str], str] = {
     **{(name, "ignores_mirroring"): MIRRORING for name in ("BettiMatchingLoss", "DiceBettiMatchingLoss")},
+    **dual_path.EXEMPT,
     **label_free.EXEMPT,
     **sample_table.EXEMPT,
 }
@@ -41,6 +43,7 @@ class SupervisedAtTwoScales(DeepSupervisionLoss):
 
 STAND_INS = {
     "DeepSupervisionLoss": SupervisedAtTwoScales,
+    **dual_path.STAND_INS,
     **label_free.STAND_INS,
     **sample_table.STAND_INS,
     **sample_set.STAND_INS,

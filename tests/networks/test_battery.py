@@ -10,15 +10,18 @@ from tests.batteries.networks import PROPERTIES
 
 # Arguments that make a network small enough to test; networks without an entry are built with their defaults.
 ARGUMENTS: dict[str, dict[str, object]] = {
+    "AnisotropicUNet": {"features": [2, 4, 4, 4, 4]},
+    "DualPathZoneNet": {"features": [2, 4, 4, 4, 4], "zones": ["in", "out"], "branches": [["in", "out"], ["out"]]},
     "MultiScaleAttentionUNet": {"features": [4, 4, 4, 4, 8], "up_features": [4, 4, 4, 4]},
     "ProbabilisticUNet": {"features": 4, "depth": 3},
 }
 # What a network does not promise, with the reason.
 EXEMPT: dict[tuple[str, str], str] = {
+    ("DualPathZoneNet", "trains_every_parameter"): "gives lists of maps in training; its own test does this with them",
     (
         "ProbabilisticUNet",
         "trains_every_parameter",
-    ): "its posterior reads annotations, which the battery does not give; its own test takes a whole training step"
+    ): "its posterior reads annotations, which the battery does not give; its own test takes a whole training step",
 }
 # These wrap a network that they are given, and have tests of their own.
 WRAPPERS = {"FeatureTap"}
