@@ -165,7 +165,8 @@ class SampleSetMetric(SegmentationMetric):
             raise ValueError(f"y must be a list of {len(y_pred)} tensors, like y_pred")
         if not many and isinstance(y, torch.Tensor):
             spacing_per_sample(spacing, y.shape[0], y.ndim - 3)  # not needed, but a wrong one is an error everywhere
-        return CumulativeIterationMetric.__call__(self, y_pred, y, annotation_mask=annotation_mask)[0]  # type: ignore
+        values = CumulativeIterationMetric.__call__(self, y_pred, y, annotation_mask=annotation_mask)
+        return values[0]  # type: ignore[return-value]
 
     def compute(self, y_pred: torch.Tensor, y: torch.Tensor, spacing: Spacing) -> torch.Tensor:
         """Give the values of a batch, shape (B, C)."""
