@@ -1,12 +1,15 @@
 """Volumes, folders and lists: everything that reads from or writes to disk."""
 
+from medseg.data.abdomen_phantom import ABDOMEN_LABELS, make_abdomen_phantom
 from medseg.data.atomic import atomic_path
 from medseg.data.class_ratio_prior import ClassRatioPrior
+from medseg.data.cone_beam import ConeBeamScan, add_metal
 from medseg.data.datalist import is_nifti, list_images, load_datalist, strip_nifti_ending
 from medseg.data.inputs import Case, OutputNames, find_cases, name_outputs
 from medseg.data.phantoms import make_phantom, write_phantom_dataset
 from medseg.data.rater_phantom import make_rater_phantom, write_rater_phantoms
 from medseg.data.sample_ids import hash_samples, sample_names, with_sample_ids
+from medseg.data.time_separation import PerfusionScan
 from medseg.data.topology_phantoms import make_topology_phantom
 from medseg.data.vessel_phantom import VesselPhantom, make_vessel_phantom, write_vessel_phantoms
 from medseg.data.volume import (
@@ -18,14 +21,21 @@ from medseg.data.volume import (
     read_mask,
 )
 from medseg.data.writing import write_map, write_mask, write_probabilities
+from medseg.data.zone_phantom import PROSTATE_ZONES, ZonePhantom, make_zone_phantom, write_zone_phantoms
 
 __all__ = [
+    "ABDOMEN_LABELS",
     "Case",
     "ClassRatioPrior",
+    "ConeBeamScan",
     "OutputNames",
+    "PROSTATE_ZONES",
+    "PerfusionScan",
     "VesselPhantom",
     "Volume",
     "VolumeError",
+    "ZonePhantom",
+    "add_metal",
     "atomic_path",
     "check_same_grid",
     "find_cases",
@@ -33,10 +43,12 @@ __all__ = [
     "is_nifti",
     "list_images",
     "load_datalist",
+    "make_abdomen_phantom",
     "make_phantom",
     "make_rater_phantom",
     "make_topology_phantom",
     "make_vessel_phantom",
+    "make_zone_phantom",
     "name_outputs",
     "read_channels",
     "read_image",
@@ -50,4 +62,5 @@ __all__ = [
     "write_probabilities",
     "write_rater_phantoms",
     "write_vessel_phantoms",
+    "write_zone_phantoms",
 ]
