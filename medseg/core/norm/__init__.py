@@ -1,0 +1,51 @@
+"""Normalisation for 2D and 3D networks: layers, where they stand in a network, and how they are trained and adapted.
+
+Importing this package adds its layers to MONAI's `Norm` factory: UNet, BasicUNet, DynUNet, SegResNet, UNETR and
+SwinUNETR then take `norm=("power", {...})` (or `norm_name=`). A bundle says `"imports": ["$import medseg.core.norm"]`.
+What the factory does not reach, such as the norms of tokens, is changed by `convert_norm`.
+"""
+
+from medseg.core.norm.adaptive_batch import AdaBatchNorm, adaptive_regularization, task_ids
+from medseg.core.norm.affine import Affine
+from medseg.core.norm.batch_channel import BatchChannelNorm
+from medseg.core.norm.convert import convert_norm, is_norm
+from medseg.core.norm.evonorm import EvoNormB0, EvoNormS0
+from medseg.core.norm.fold import fold_norm, fold_norms
+from medseg.core.norm.ghost_batch import GhostBatchNorm
+from medseg.core.norm.l1 import L1BatchNorm, L1GroupNorm, L1InstanceNorm
+from medseg.core.norm.layer import LayerNormChannel
+from medseg.core.norm.power import PowerNorm
+from medseg.core.norm.region import RegionNorm, region_mask
+from medseg.core.norm.region_learned import RegionNormLearned
+from medseg.core.norm.register import register_norms
+from medseg.core.norm.rms import CRMSNorm, RMSNorm
+from medseg.core.norm.unified import UnifiedNorm
+
+register_norms()
+
+__all__ = [
+    "AdaBatchNorm",
+    "Affine",
+    "BatchChannelNorm",
+    "CRMSNorm",
+    "EvoNormB0",
+    "EvoNormS0",
+    "GhostBatchNorm",
+    "L1BatchNorm",
+    "L1GroupNorm",
+    "L1InstanceNorm",
+    "LayerNormChannel",
+    "PowerNorm",
+    "RMSNorm",
+    "RegionNorm",
+    "RegionNormLearned",
+    "UnifiedNorm",
+    "adaptive_regularization",
+    "convert_norm",
+    "fold_norm",
+    "fold_norms",
+    "is_norm",
+    "region_mask",
+    "register_norms",
+    "task_ids",
+]
