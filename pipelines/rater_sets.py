@@ -40,7 +40,7 @@ class RaterSet:
         return self.train[0].annotations.ndim - 1
 
 
-def load_discs(data: Path | None = None, *, cases: int = 8, side: int = 32) -> RaterSet:
+def load_discs(data: Path | None = None, *, cases: int = 8, side: int = 24) -> RaterSet:
     """Images with a bright disc on the left and a dark one on the right; one expert outlines this, the other that.
 
     Nothing in the image tells which of the two is meant, and the two masks share no voxel.
@@ -54,7 +54,7 @@ def load_discs(data: Path | None = None, *, cases: int = 8, side: int = 32) -> R
         image = discs[0] * 1.0 - discs[1] + 0.3 * random.standard_normal((side, side))
         return Sample(f"discs {seed}", _normalise(image[None]), np.stack(discs).astype(np.uint8))
 
-    return RaterSet([draw(s) for s in range(4 * cases)], [draw(1000 + s) for s in range(cases)], 8, 3, 4, 600)
+    return RaterSet([draw(s) for s in range(4 * cases)], [draw(1000 + s) for s in range(cases)], 8, 3, 4, 300)
 
 
 def load_growth(data: Path | None) -> RaterSet:
