@@ -315,7 +315,7 @@ def draw_contours(out: Path, name: str, images: RaterSet, methods: Sequence[str]
     for method in methods:
         with np.load(out / "runs" / f"{name}-{method}-0.npz") as masks:
             samples = masks[sample.name].astype(np.uint8).reshape(-1, *shape)
-        raters = sample.annotations.reshape(-1, *shape)
+        raters = list(sample.annotations.reshape(-1, *shape))
         title = f"{METHODS[method]}, {sample.name}"
         path = out / f"{name}-{method}.png"
         draw_sample_contours(path, sample.image.reshape(shape), samples, raters, np.eye(4), title=title)

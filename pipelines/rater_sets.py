@@ -91,13 +91,13 @@ def draw_batches(images: RaterSet, count: int, seed: int) -> Iterator[Batch]:
     """Random images, mirrored, brightened and dimmed; the same seed gives the same batches to every method."""
     random = np.random.default_rng(seed)
     for _ in range(count):
-        items = [_augment(images.train[random.integers(len(images.train))], random) for _ in range(images.batch)]
+        items = [_augment(images.train[int(random.integers(len(images.train)))], random) for _ in range(images.batch)]
         image, label = (torch.from_numpy(np.stack(part)) for part in zip(*items, strict=True))
         yield {"image": image, "label": label}
 
 
 def _augment(sample: Sample, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    axes = tuple(np.flatnonzero(random.integers(2, size=sample.annotations.ndim - 1)) + 1)
+    axes = tuple(int(a) + 1 for a in np.flatnonzero(random.integers(2, size=sample.annotations.ndim - 1)))
     image, annotations = (np.flip(part, axes).copy() for part in (sample.image, sample.annotations))
     return image * np.float32(random.uniform(0.9, 1.1)) + np.float32(random.uniform(-0.1, 0.1)), annotations
 
