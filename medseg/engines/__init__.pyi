@@ -3,6 +3,7 @@ from .adaptation_methods import build_adapter
 from .adawac_trainer import AdaWACTrainer
 from .bundle_adaptation import AdaptationOptions, AdaptationResult, adapt_bundle
 from .cleanup import keep_largest_component, remove_small_components
+from .co_training_trainer import CoTrainingTrainer
 from .devices import DeviceNotFoundError
 from .evaluation import Comparison, Evaluation, compare, evaluate
 from .handlers import EpochSeeder, StopOnNonFiniteLoss, TrainingCheckpoint
@@ -13,7 +14,9 @@ from .prediction_options import PredictionOptions
 from .predictor import Prediction, Predictor, PreparedCase
 from .probabilistic_trainer import ProbabilisticTrainer
 from .sample_weight_history import SampleWeightHistory
+from .serial_trainer import SerialTrainer, StageResult
 from .source_free_adapter import SourceFreeAdapter
+from .stage import Stage
 from .training import TrainingProgress, train_bundle
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "AdaptationOptions",
     "AdaptationResult",
     "CaseResult",
+    "CoTrainingTrainer",
     "Comparison",
     "DeviceNotFoundError",
     "EpochSeeder",
@@ -34,7 +38,10 @@ __all__ = [
     "PreparedCase",
     "ProbabilisticTrainer",
     "SampleWeightHistory",
+    "SerialTrainer",
     "SourceFreeAdapter",
+    "Stage",
+    "StageResult",
     "StopOnNonFiniteLoss",
     "TrainingCheckpoint",
     "TrainingProgress",

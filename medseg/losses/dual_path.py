@@ -47,7 +47,7 @@ class DualPathZoneLoss(_Loss):
         branches: names of the zones of each branch, as the network has them.
         zone_weights: weight of every zone in the Dice term, in the order of `zones`; 1 by default, as for `rest`.
         lambda_aux: weight of the auxiliary task.
-        lambda_cot: weight of the disagreement; 0 trains without it, and 1 is the default of the second stage.
+        lambda_cot: weight of the disagreement; `medseg.engines.CoTrainingTrainer` leaves it out in the first stage.
         ramp_epochs: epochs over which the disagreement is faded in; 0 has it whole from the start.
         zones: names of the zones, in the order of labels 1, 2, ...
         lambda_sup: weight of the Dice terms. With 0 and a disagreement, constant branches are a minimiser.
@@ -63,8 +63,7 @@ class DualPathZoneLoss(_Loss):
         >>> from medseg.networks import fuse_zones
         >>> logits = [torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 2, 2)]
         >>> output = DualPathOutput(fuse_zones(logits), logits, [])
-        >>> loss = DualPathZoneLoss(aux=None, lambda_cot=1.0)
-        >>> loss.set_epoch(10)
+        >>> loss = DualPathZoneLoss(aux=None)
         >>> found = loss.terms(output, torch.ones(1, 1, 2, 2))
         >>> round(found["disagreement"].item(), 3)     # 1/3 against 1/4 everywhere
         0.04
@@ -75,7 +74,7 @@ class DualPathZoneLoss(_Loss):
         branches: Sequence[Sequence[str]] = BRANCHES,
         zone_weights: Sequence[float] | None = None,
         lambda_aux: float = 0.1,
-        lambda_cot: float = 0.0,
+        lambda_cot: float = 1.0,
         ramp_epochs: float = 10.0,
         *,
         zones: Sequence[str] = ZONES,
@@ -131,10 +130,12 @@ class DualPathZoneLoss(_Loss):
         Returns:
             A scalar.
         """
-        found = self.terms(output, target, distance, image, labelled)
-        total = self.lambda_sup * found["supervised"] + self.lambda_aux * found["auxiliary"]
-        # Left out rather than times zero where it is off: a NaN in a term that does not count must not spread.
-        return total if self.lambda_cot == 0 else total + self.lambda_cot * self.ramp * found["disagreement"]
+        return self.weigh(self.terms(output, target, distance, image, labelled))
+
+    def weigh(self, terms: dict[str, torch.Tensor], co_training: bool = True) -> torch.Tensor:
+        """Sum of what `terms` gave with the weights of this epoch, with or without the disagreement."""
+        total = self.lambda_sup * terms["supervised"] + self.lambda_aux * terms["auxiliary"]
+        return total + self.lambda_cot * self.ramp * terms["disagreement"] if co_training else total
 
     def terms(
         self,

@@ -8,6 +8,7 @@ from .betti import (
 from .calibration import BrierScoreMetric, CalibrationErrorMetric, compute_brier_score, compute_calibration_error
 from .centreline_gap import CentrelineGapMetric, compute_centreline_gap
 from .cldice import ClDiceMetric, compute_cldice
+from .contour_distance import ContourDistanceMetric, compute_contour_distance
 from .dice import DiceMetric, compute_dice
 from .empty import EmptyPolicy
 from .generalized_energy_distance import GeneralizedEnergyDistanceMetric, compute_generalized_energy_distance
@@ -34,6 +35,7 @@ __all__ = [
     "CalibrationErrorMetric",
     "CentrelineGapMetric",
     "ClDiceMetric",
+    "ContourDistanceMetric",
     "DiceMetric",
     "EmptyPolicy",
     "GeneralizedEnergyDistanceMetric",
@@ -52,6 +54,7 @@ __all__ = [
     "compute_calibration_error",
     "compute_centreline_gap",
     "compute_cldice",
+    "compute_contour_distance",
     "compute_dice",
     "compute_generalized_energy_distance",
     "compute_hausdorff_distance",

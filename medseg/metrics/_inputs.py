@@ -70,6 +70,7 @@ def per_surface_pair(
     include_background: bool,
     measure: Callable[[SurfaceDistances], float],
     value_if_empty: Callable[[CaseName, float], float],
+    connectivity: int = 1,
 ) -> torch.Tensor:
     """Apply a measure to the surface distances of every sample and channel.
 
@@ -80,6 +81,7 @@ def per_surface_pair(
         include_background: whether channel 0 counts.
         measure: turns distances into the metric.
         value_if_empty: gives the metric for an empty case and an image diagonal in mm.
+        connectivity: which neighbours make a surface voxel, see `medseg.metrics.surface.surface_voxels`.
 
     Returns:
         Values of shape (B, C), float32, on the device of `y_pred`.
@@ -93,7 +95,7 @@ def per_surface_pair(
             one, two, size = pred[b, c], ref[b, c], sizes[b]
             if flat is not None:
                 one, two, size = one.squeeze(flat), two.squeeze(flat), size[:flat] + size[flat + 1 :]
-            values[b, c] = measure(surface_distances(one, two, size))
+            values[b, c] = measure(surface_distances(one, two, size, connectivity))
         else:
             values[b, c] = value_if_empty(case, diagonal_mm(pred.shape[2:], sizes[b]))
     return torch.from_numpy(values).to(y_pred.device)

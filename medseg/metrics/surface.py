@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, generate_binary_structure
 
 # The distance transform works in float32: a distance that equals the tolerance must not fail by its rounding.
 _ROUNDING = 1e-5
@@ -47,7 +47,9 @@ class SurfaceDistances:
         return close / (self.pred_to_ref.size + self.ref_to_pred.size)
 
 
-def surface_distances(pred: np.ndarray, ref: np.ndarray, spacing: Sequence[float]) -> SurfaceDistances:
+def surface_distances(
+    pred: np.ndarray, ref: np.ndarray, spacing: Sequence[float], connectivity: int = 1
+) -> SurfaceDistances:
     """Measure the surface distances between two masks that are both not empty.
 
     The work is done inside the joint bounding box, so its cost follows the structure and not the image.
@@ -56,6 +58,7 @@ def surface_distances(pred: np.ndarray, ref: np.ndarray, spacing: Sequence[float
         pred: predicted mask, boolean, 2D or 3D.
         ref: reference mask of the same shape.
         spacing: voxel size in mm along each axis.
+        connectivity: which neighbours make a surface voxel, see `surface_voxels`.
 
     Returns:
         The distances in both directions.
@@ -75,15 +78,19 @@ def surface_distances(pred: np.ndarray, ref: np.ndarray, spacing: Sequence[float
         raise ValueError("both masks must hold at least one voxel; handle empty masks with an EmptyPolicy first")
     spacing = check_spacing(spacing, pred.ndim)
     box = bounding_box(pred | ref)
-    edge_pred, edge_ref = surface_voxels(pred[box]), surface_voxels(ref[box])
+    edge_pred, edge_ref = (surface_voxels(mask[box], connectivity) for mask in (pred, ref))
     return SurfaceDistances(
         pred_to_ref=_distance_to(edge_ref, spacing)[edge_pred], ref_to_pred=_distance_to(edge_pred, spacing)[edge_ref]
     )
 
 
-def surface_voxels(mask: np.ndarray) -> np.ndarray:
-    """Mark the voxels of a mask that have a face neighbour outside it or lie at the image border."""
-    return mask & np.logical_not(binary_erosion(mask, border_value=0))
+def surface_voxels(mask: np.ndarray, connectivity: int = 1) -> np.ndarray:
+    """Mark the voxels of a mask that have a neighbour outside it or lie at the image border.
+
+    Neighbours share a face (connectivity 1), also an edge (2), also a corner (3); at most as many as there are axes.
+    """
+    neighbours = generate_binary_structure(mask.ndim, min(connectivity, mask.ndim))
+    return mask & np.logical_not(binary_erosion(mask, neighbours, border_value=0))
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:

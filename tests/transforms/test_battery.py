@@ -15,7 +15,7 @@ ARGUMENTS: dict[str, dict[str, object]] = {}
 SEVERAL = "gives one tensor for each axis, under new keys in the dictionary form; its own tests compare the forms"
 EXEMPT: dict[tuple[str, str], str] = {
     ("LabelMIP", name): SEVERAL for name in ("agrees_as_array_and_dictionary", "is_reproducible")
-}
+} | {("ZoneDistance", "agrees_as_array_and_dictionary"): "the dictionary form keeps the label and adds a key"}
 
 
 def find_pairs():
