@@ -14,12 +14,19 @@ from medseg.core.norm.fold import fold_norm, fold_norms
 from medseg.core.norm.ghost_batch import GhostBatchNorm
 from medseg.core.norm.l1 import L1BatchNorm, L1GroupNorm, L1InstanceNorm
 from medseg.core.norm.layer import LayerNormChannel
+from medseg.core.norm.placement import place_norms
 from medseg.core.norm.power import PowerNorm
+from medseg.core.norm.preln import ZeroMeanOutput, convert_preln, find_preln_plan
 from medseg.core.norm.region import RegionNorm, region_mask
 from medseg.core.norm.region_learned import RegionNormLearned
 from medseg.core.norm.register import register_norms
+from medseg.core.norm.removal import FrozenScaleLayerNorm, NormRemovalSchedule, fold_frozen_norms, uniform_std_loss
+from medseg.core.norm.residual_scale import scale_residuals
 from medseg.core.norm.rms import CRMSNorm, RMSNorm
+from medseg.core.norm.self_normalizing import activation_stats, make_self_normalizing
 from medseg.core.norm.unified import UnifiedNorm
+from medseg.core.norm.weight_compander import WeightCompander, compand_weights
+from medseg.core.norm.weight_standardization import WeightStandardization, fuse_weights, standardize_weights
 
 register_norms()
 
@@ -30,22 +37,38 @@ __all__ = [
     "CRMSNorm",
     "EvoNormB0",
     "EvoNormS0",
+    "FrozenScaleLayerNorm",
     "GhostBatchNorm",
     "L1BatchNorm",
     "L1GroupNorm",
     "L1InstanceNorm",
     "LayerNormChannel",
+    "NormRemovalSchedule",
     "PowerNorm",
     "RMSNorm",
     "RegionNorm",
     "RegionNormLearned",
     "UnifiedNorm",
+    "WeightCompander",
+    "WeightStandardization",
+    "ZeroMeanOutput",
+    "activation_stats",
     "adaptive_regularization",
+    "compand_weights",
     "convert_norm",
+    "convert_preln",
+    "find_preln_plan",
+    "fold_frozen_norms",
     "fold_norm",
     "fold_norms",
+    "fuse_weights",
     "is_norm",
+    "make_self_normalizing",
+    "place_norms",
     "region_mask",
     "register_norms",
+    "scale_residuals",
+    "standardize_weights",
     "task_ids",
+    "uniform_std_loss",
 ]

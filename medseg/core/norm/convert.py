@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from medseg.core.norm.feature_norm import FeatureNorm
+from medseg.core.norm.placement import PLACEMENTS, place_norms
 
 _KINDS: dict[str, type[nn.Module]] = {
     "batch": _BatchNorm,
@@ -44,7 +45,8 @@ def convert_norm(
 
     Args:
         model: the network; changed in place.
-        to: a name, or [name, {arguments}], as for `norm=` of MONAI's networks.
+        to: a name, or [name, {arguments}], as for `norm=` of MONAI's networks; or "post_ln", "mix_ln", "peri_ln" or
+            "layernorm_scaling", which moves the norms of transformer blocks (see `place_norms`).
         source: what to exchange: "batch", "instance", "group", "layer" (several in a list), or names of this package;
             None means all of the first three, that is everything but tokens.
         within: dotted name of the part of the network to look at; "" for all of it.
@@ -63,6 +65,8 @@ def convert_norm(
         >>> convert_norm(network, ["power", {"warmup_iters": 500}])
         2
     """
+    if (name := to if isinstance(to, str) else to[0]) in PLACEMENTS:
+        return place_norms(model.get_submodule(within), name, **({} if isinstance(to, str) else to[1]))
     kinds = _find_kinds(("batch", "instance", "group") if source is None else source)
     root = model.get_submodule(within)
     if isinstance(root, kinds):
