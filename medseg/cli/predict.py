@@ -27,7 +27,7 @@ from medseg.cli.console import (
 from medseg.cli.predict_options import (
     check_outputs,
     check_samples,
-    choose_bundle,
+    choose_model,
     find_inputs,
     parse_bytes,
     parse_labels,
@@ -87,6 +87,15 @@ def predict(
     bundle: Annotated[
         str | None,
         typer.Option(help="Name or folder of the bundle; may be left out while only one is installed."),
+    ] = None,
+    nnunet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Instead of a bundle: a trained nnU-Net folder, TRAINER__PLANS__CONFIG."
+        ),
+    ] = None,
+    folds: Annotated[
+        str | None, typer.Option(metavar="0,1", help="Folds of the nnU-Net model to average.", show_default="all")
     ] = None,
     channels: Annotated[
         list[str] | None,
@@ -179,8 +188,7 @@ def predict(
         fail("-o is missing: give a folder, or a .nii.gz file for a single case", EXIT_USAGE)
     if fast:
         overlap, tta, memory = overlap or 0.25, TtaName.none, MemoryName.low
-    with errors_to_exit_codes(verbose), steps_on_stderr(quiet):
-        model = choose_bundle(bundle, quiet)
+    with errors_to_exit_codes(verbose), steps_on_stderr(quiet), choose_model(bundle, nnunet, folds, quiet) as model:
         check_samples(samples, save_uncertainty=save_uncertainty, save_samples=save_samples)
         window = parse_size(roi_size)
         byte_limit = parse_bytes(max_memory)

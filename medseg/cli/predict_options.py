@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from medseg.cli.console import EXIT_BAD_INPUT, EXIT_USAGE, fail, note
@@ -32,6 +34,32 @@ def choose_bundle(name: str | None, quiet: bool) -> Bundle:
     if not quiet:
         note(f"using the only installed bundle, {known[0].name} ({', '.join(known[0].labels.values())})")
     return known[0]
+
+
+@contextmanager
+def choose_model(name: str | None, nnunet: Path | None, folds: str | None, quiet: bool) -> Iterator[Bundle]:
+    """The bundle to run: one that is there, or an nnU-Net model written as one for as long as it is needed."""
+    if nnunet is None:
+        if folds is not None:
+            fail("--folds chooses among the folds of an nnU-Net model; give its folder with --nnunet", EXIT_USAGE)
+        yield choose_bundle(name, quiet)
+        return
+    if name is not None:
+        fail("--bundle and --nnunet were both given; choose one model", EXIT_USAGE)
+    with TemporaryDirectory(prefix="medseg_") as folder:
+        yield _write_as_bundle(nnunet, folds, Path(folder))
+
+
+def _write_as_bundle(nnunet: Path, folds: str | None, folder: Path) -> Bundle:
+    from medseg.bundles import Bundle
+    from medseg.nnunet import NNUNetModel, write_nnunet_bundle
+
+    chosen = None if folds is None else [fold.strip() for fold in folds.split(",")]
+    try:
+        model = NNUNetModel.read(nnunet, chosen)
+        return Bundle.load(write_nnunet_bundle(model, folder / nnunet.resolve().name))
+    except (ValueError, FileNotFoundError) as error:
+        fail(str(error), EXIT_USAGE)
 
 
 def parse_size(text: str | None) -> tuple[int, ...] | None:

@@ -306,6 +306,8 @@ class Predictor:
             if self.memory == "low":
                 raise ValueError("memory plan low needs a postprocessing with Invertd and AsDiscreted(argmax=true)")
             return ("whole",)
+        if self.ending.softmax_late and (keep or threshold is not None):
+            return ("whole",)
         normal: Way = "streamed" if aligned else "classwise"
         if keep or threshold is not None or self.memory == "normal":
             return (normal,)

@@ -9,13 +9,15 @@
 
 The first three give the same labels to rounding. `streamed` needs a preprocessing that only reorients and resamples,
 and a volume without rotation or shear between the two grids; `classwise` any that `Invertd` can invert. All but `whole`
-need a postprocessing of softmax (or nothing), `Invertd` and an `AsDiscreted` with argmax.
+need a postprocessing of softmax (or nothing), `Invertd` and an `AsDiscreted` with argmax. A softmax after `Invertd`, as
+in nnU-Net, which interpolates logits, changes no label: it is left out unless probabilities are wanted, which takes
+`whole`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +42,7 @@ class Ending:
         invert: its `Invertd`.
         after: what follows on the label map.
         splits: it is softmax (or nothing), `Invertd`, argmax and what follows, so that classes can be mapped singly.
+        softmax_late: softmax stands between `Invertd` and argmax.
     """
 
     transforms: tuple[Callable[[dict], dict], ...]
@@ -47,18 +50,19 @@ class Ending:
     invert: Invertd | None = None
     after: tuple[Callable[[dict], dict], ...] = ()
     splits: bool = False
+    softmax_late: bool = False
 
     @classmethod
     def of(cls, postprocessing: Compose) -> Ending:
         """Take a postprocessing apart."""
         transforms = tuple(postprocessing.transforms)
-        head = [t for t in transforms[:1] if isinstance(t, Activationsd)]
-        softmax = bool(head) and head[0].softmax == (True,) and not any(head[0].sigmoid) and not any(head[0].other)
-        core = transforms[len(head) :]
-        invert, discrete = (*core[:2], None, None)[:2]
+        softmax = _is_softmax(transforms[:1])
+        core = transforms[softmax:]
+        late = not softmax and _is_softmax(core[1:2])
+        steps = (*core[:1], *core[2:]) if late else core
+        invert, discrete = (*steps[:2], None, None)[:2]
         splits = (
-            (softmax or not head)
-            and isinstance(invert, Invertd)
+            isinstance(invert, Invertd)
             and isinstance(discrete, AsDiscreted)
             and discrete.argmax == (True,)
             and not any(discrete.to_onehot)
@@ -67,7 +71,13 @@ class Ending:
         if not splits:
             found = next((t for t in transforms if isinstance(t, Invertd)), None)
             return cls(transforms, softmax, found)
-        return cls(transforms, softmax, invert, core[2:], True)  # type: ignore[arg-type]
+        return cls(transforms, softmax, invert, steps[2:], True, late)  # type: ignore[arg-type]
+
+
+def _is_softmax(transforms: Sequence[object]) -> bool:
+    """Whether the first of them is a softmax and nothing else."""
+    first = next(iter(transforms), None)
+    return isinstance(first, Activationsd) and first.softmax == (True,) and not any(first.sigmoid + first.other)
 
 
 @dataclass(frozen=True)
@@ -166,7 +176,8 @@ def _whole(slabs: Iterable[Slab], task: Task) -> tuple[torch.Tensor, torch.Tenso
     kept: torch.Tensor | None = None
     for transform in task.ending.transforms:
         data = transform(data)
-        if isinstance(transform, Invertd) and (task.keep or task.threshold is not None):
+        on_input_grid = isinstance(transform, Invertd) or (kept is not None and isinstance(transform, Activationsd))
+        if on_input_grid and (task.keep or task.threshold is not None):
             kept = data["pred"].as_tensor().clone()
     labels = data["pred"].as_tensor()
     if task.threshold is not None and kept is not None:

@@ -7,13 +7,14 @@ by row along one axis. No later row touches the slices below its own start, so t
 their weights and handed out, and their memory is used again. The accumulator therefore has the depth of one window
 instead of the depth of the volume, for every class.
 
-Windows lie where MONAI's `SlidingWindowInferer` puts them and weigh what they weigh there, so both give the same answer
-to rounding. The Gaussian blend is that of F. Isensee et al., "nnU-Net: a self-configuring method for deep
-learning-based biomedical image segmentation", 2021.
+Unless told otherwise, windows lie where MONAI's `SlidingWindowInferer` puts them and weigh what they weigh there, so
+both give the same answer to rounding. The Gaussian blend is that of F. Isensee et al., "nnU-Net: a self-configuring
+method for deep learning-based biomedical image segmentation", 2021.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -63,9 +64,11 @@ class StreamingSlidingWindowInferer(Inferer):
         skip_empty: do not run windows in which every voxel of every channel has the lowest value that this channel has
             in the whole volume: air that was clipped, masked or stored as one constant. Voxels that no window covers
             otherwise are background (class 0) with certainty. The first window always runs.
+        placement: `monai` moves windows by whole steps and the last one back to the border; `even` spreads as many
+            windows as needed evenly, as nnU-Net does.
 
     Raises:
-        ValueError: an overlap outside [0, 1), or a batch size below 1.
+        ValueError: an overlap outside [0, 1), a batch size below 1, or an unknown placement.
 
     Example:
         >>> inferer = StreamingSlidingWindowInferer(roi_size=[4, 4], overlap=0.5)
@@ -89,8 +92,11 @@ class StreamingSlidingWindowInferer(Inferer):
         padding_mode: str = "constant",
         cval: float = 0.0,
         skip_empty: bool = False,
+        placement: Literal["monai", "even"] = "monai",
     ) -> None:
         super().__init__()
+        if placement not in ("monai", "even"):
+            raise ValueError(f"placement must be monai or even, got {placement!r}")
         overlaps = [overlap] if isinstance(overlap, (int, float)) else list(overlap)
         if not all(0 <= o < 1 for o in overlaps):
             raise ValueError(f"overlap must be in [0, 1), got {overlap}")
@@ -104,6 +110,7 @@ class StreamingSlidingWindowInferer(Inferer):
         self.padding_mode = padding_mode
         self.cval = cval
         self.skip_empty = skip_empty
+        self.placement = placement
 
     @classmethod
     def from_monai(cls, inferer: SlidingWindowInferer) -> StreamingSlidingWindowInferer:
@@ -207,7 +214,11 @@ class StreamingSlidingWindowInferer(Inferer):
         starts = []
         for n, r, overlap in zip(size, self.window(size), overlaps, strict=True):
             last, step = max(n - r, 0), max(int(r * (1 - overlap)), 1)
-            starts.append([*range(0, last, step), last])
+            if self.placement == "even":
+                intervals = math.ceil(last / max(r * (1 - overlap), 1))
+                starts.append([round(last * i / intervals) for i in range(intervals)] + [last])
+            else:
+                starts.append([*range(0, last, step), last])
         return starts
 
     def slab_axis(self, size: Sequence[int]) -> int:
