@@ -4,6 +4,7 @@ from .class_ratio_kl import ClassRatioKLLoss
 from .co_training import CoTrainingDisagreementLoss
 from .deep_supervision import DeepSupervisionLoss
 from .dice_betti_matching import DiceBettiMatchingLoss, warm_up_factor
+from .dice_ce import DiceCELoss
 from .dual_path import DualPathZoneLoss
 from .focal_tversky import FocalTverskyLoss
 from .frechet import frechet_distance
@@ -26,6 +27,7 @@ __all__ = [
     "CoTrainingDisagreementLoss",
     "DeepSupervisionLoss",
     "DiceBettiMatchingLoss",
+    "DiceCELoss",
     "DualPathZoneLoss",
     "ExponentiatedSampleWeights",
     "FocalTverskyLoss",

@@ -1,4 +1,5 @@
+from .class_sums import ClassSums, class_sums
 from .dispatch import choose_backend
 from .projection import Projection, max_projections
 
-__all__ = ["Projection", "choose_backend", "max_projections"]
+__all__ = ["ClassSums", "Projection", "choose_backend", "class_sums", "max_projections"]

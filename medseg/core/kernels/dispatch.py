@@ -63,6 +63,11 @@ def choose_backend(backend: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype
     return "torch"
 
 
+def wants_torch(backend: str) -> bool:
+    """Whether plain PyTorch was asked for, by `backend` or by MEDSEG_KERNELS, where "auto" may take compiled loops."""
+    return "torch" in (backend, _wish() if backend == "auto" else backend)
+
+
 def check_backend(backend: str, name: str = "backend") -> None:
     """Raise a ValueError that names the choices unless `backend` is one of them."""
     if backend not in BACKENDS:

@@ -1,0 +1,78 @@
+"""Compiled loops for CPU tensors: Numba's compiler with settings for arithmetic, and threads that share the parts.
+
+A chain of PyTorch operations on blocks that fit in a cache makes threads wait for each other after every operation,
+which costs many times the work itself where processors are shared with data loaders. A compiled loop does the whole
+chain on a part of the voxels; the parts are cut by shape alone, so results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+
+def compiled(function: Callable[..., Any], *, any_order: bool = False) -> Callable[..., Any]:
+    """Compile on first call, without Python's lock, with a cache on disk where one is possible.
+
+    Args:
+        function: what to compile.
+        any_order: terms may be added in any order, so that a sum fills vector registers. Differences of large numbers
+            belong elsewhere. NaN and infinity keep their meaning.
+    """
+    arithmetic = {"contract", "reassoc", "nsz"} if any_order else {"contract"}
+    options: dict[str, Any] = {"nogil": True, "fastmath": arithmetic, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # "cannot cache function ...: no locator available for file ..."
+        return numba.njit(**options)(function)
+
+
+def share(work: Callable[[int], None], parts: int) -> None:
+    """Call `work` with 0 to `parts` - 1, on as many threads as PyTorch may use."""
+    threads = min(torch.get_num_threads(), parts)
+    if threads <= 1:
+        for part in range(parts):
+            work(part)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, range(parts)):
+            pass
+
+
+def _dot(a: Any, b: Any, count: Any) -> Any:
+    total = np.float32(0)
+    for i in range(count):
+        total += a[i] * b[i]
+    return total
+
+
+dot = compiled(_dot, any_order=True)
+"""Sum of the products of the first `count` entries of two float32 arrays; for so few that float32 does."""
+
+
+@numba.njit(inline="always")
+def exp_below_zero(x: Any) -> Any:
+    """Exponential of a float32 x <= 0 to two units in the last place, in operations that vectorise; NaN stays.
+
+    x = (k + f) log 2 with k whole and |f| <= 1/2: 2^k is an exponent's bits, 2^f a polynomial of degree 6 (its Taylor
+    series around 0, whose rest is below 1e-7). Below -87 it gives 1.6e-38 instead of less.
+    """
+    bounded = np.float32(-87.0) if x < np.float32(-87.0) else x
+    scaled = bounded * np.float32(1.44269504)
+    whole = np.floor(scaled + np.float32(0.5))
+    # log2(e) in two parts: the rounding of the product would otherwise count as a part of f.
+    f = (bounded * np.float32(1.44269504) - whole) + bounded * np.float32(1.9259629911266175e-8)
+    value = np.float32(1.5403530393381609e-4)
+    value = value * f + np.float32(1.3333558146428443e-3)
+    value = value * f + np.float32(9.6181291076284771e-3)
+    value = value * f + np.float32(5.5504108664821580e-2)
+    value = value * f + np.float32(2.4022650695910071e-1)
+    value = value * f + np.float32(6.9314718055994531e-1)
+    value = value * f + np.float32(1.0)
+    bits = (np.int32(whole) + np.int32(127)) << np.int32(23)
+    return value * np.int32(bits).view(np.float32)

@@ -1,0 +1,190 @@
+"""A program for `test_kernels_triton.py`: runs all checks with TRITON_INTERPRET=1 from the start.
+
+python interpret_kernels.py FOLDER
+
+Prints one JSON object with the traceback of every check, null where it passed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from medseg.core.kernels import class_sums
+from medseg.core.kernels import class_sums_triton as class_sums_kernels
+
+# The module has the name of its function, which the package shows instead.
+class_sums_module = sys.modules["medseg.core.kernels.class_sums"]
+class_sums_kernels.TILES = 2  # the interpreter walks through empty tiles as slowly as through full ones
+PAD = 4096  # elements before and after an output: more than a tile that runs over would reach
+
+
+@contextmanager
+def padded_outputs() -> Iterator[list[torch.Tensor]]:
+    """Let outputs lie in the middle of longer buffers full of 77, which are collected."""
+    buffers: list[torch.Tensor] = []
+    original = torch.zeros
+
+    def pad(shape, dtype, value=77.0):
+        count = torch.Size(shape).numel()
+        whole = original(count + 2 * PAD, dtype=dtype)
+        whole.fill_(77)[PAD : PAD + count] = value
+        buffers.append(whole)
+        return whole[PAD : PAD + count].view(*shape)
+
+    with (
+        mock.patch.object(torch, "zeros", lambda shape, dtype=torch.float32, device=None: pad(shape, dtype, 0)),
+        mock.patch.object(torch, "empty", lambda shape, dtype=torch.float32, device=None: pad(shape, dtype)),
+        mock.patch.object(torch, "empty_like", lambda like, dtype=None: pad(like.shape, dtype or like.dtype)),
+    ):
+        yield buffers
+
+
+def assert_untouched(buffers: list[torch.Tensor], count: int) -> None:
+    assert len(buffers) == count, f"{len(buffers)} outputs were watched instead of {count}"
+    for buffer in buffers:
+        assert (buffer[:PAD] == 77).all()
+        assert (buffer[-PAD:] == 77).all()
+
+
+@contextmanager
+def far_strides(folder: Path) -> Iterator[Callable[[torch.Tensor, int], torch.Tensor]]:
+    """Lay a small float16 tensor out so that a stride times its last index needs 64 bits; a sparse file holds it."""
+    base = torch.from_file(str(folder / "sparse"), shared=True, size=2 * 2**30 + 4096, dtype=torch.float16)
+
+    def spread_out(values: torch.Tensor, far: int) -> torch.Tensor:
+        strides, step = [0] * values.ndim, 1
+        for axis in reversed(range(values.ndim)):
+            strides[axis] = step
+            step *= values.shape[axis]
+        strides[far] = 2**30
+        return base.as_strided(values.shape, strides).copy_(values)
+
+    yield spread_out
+
+
+def make_class_sums_case(channels, by_id, dtype=torch.float32, shape=(7, 5, 6), batch=2):
+    torch.manual_seed(0)
+    logits = (2 * torch.randn(batch, channels, *shape)).to(dtype)
+    target = torch.randint(0, channels, (batch, 1, *shape)) if by_id else torch.rand(batch, channels, *shape).round()
+    return logits, target
+
+
+def run_class_sums(logits, target, backend, **options):
+    logits = logits.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    sums = torch.stack(class_sums(logits, target, backend=backend, **options))
+    generator = torch.Generator().manual_seed(1)
+    (gradient,) = torch.autograd.grad((sums * torch.randn(sums.shape, generator=generator)).sum(), logits)
+    return sums.detach(), gradient
+
+
+def check_class_sums_agree_with_the_reference(folder: Path) -> None:
+    cases = itertools.product(("softmax", "sigmoid", "none"), (1, 2), (0.0, 2.0), (None, 1, -1), (True, False))
+    for number, (activation, power, gamma, ignore, by_id) in enumerate(cases):
+        if number % 5:  # 5 and the numbers of choices have no common factor: each choice comes with each other
+            continue
+        dtype = (torch.float32, torch.float16, torch.bfloat16)[number % 3]
+        logits, target = make_class_sums_case(3, by_id, dtype)
+        if activation == "none":
+            logits = logits.sigmoid()
+        if number % 2:
+            logits = logits.to(memory_format=torch.channels_last_3d)
+        if ignore == -1 and by_id:
+            target[torch.rand(target.shape) < 0.3] = -1
+        options = {"activation": activation, "power": power, "gamma": gamma, "ignore_index": ignore}
+        left, right = (run_class_sums(logits, target, backend, **options) for backend in ("triton", "torch"))
+        torch.testing.assert_close(left[0], right[0], rtol=2e-6, atol=2e-5)
+        # The interpreter cuts bfloat16 off where a GPU rounds.
+        torch.testing.assert_close(
+            left[1].float(), right[1].float(), rtol=2**-7 if number % 3 else 1e-5, atol=2e-3 if number % 3 else 2e-6
+        )
+
+
+def check_class_sums_with_one_and_many_channels(folder: Path) -> None:
+    for channels, by_id, activation in ((1, False, "sigmoid"), (33, True, "softmax"), (33, False, "softmax")):
+        logits, target = make_class_sums_case(channels, by_id, shape=(9, 17))
+        left, right = (run_class_sums(logits, target, b, activation=activation) for b in ("triton", "torch"))
+        torch.testing.assert_close(left, right, rtol=5e-6, atol=5e-6)
+
+
+def check_class_sums_let_nan_through_and_stand_infinity(folder: Path) -> None:
+    logits, target = make_class_sums_case(3, True)
+    logits[0, 1, 0, 0, 0] = torch.nan
+    for backend in ("triton", "torch", "auto"):
+        sums, gradient = run_class_sums(logits, target, backend)
+        assert sums[1, 0].isnan().all()
+        assert not sums[1, 1].isnan().any()
+        assert gradient[0, :, 0, 0, 0].isnan().all()
+    logits[0, 1, 0, 0, 0] = -torch.inf
+    target[0, 0, 0, 0, 0] = 0
+    for backend in ("triton", "torch", "auto"):
+        sums, gradient = run_class_sums(logits, target, backend)
+        assert sums[:4].isfinite().all()
+
+
+def check_class_sums_opcheck(folder: Path) -> None:
+    logits, target = make_class_sums_case(3, True, shape=(4, 5))
+    how = ("softmax", 1, 0.0, None, "triton")
+    torch.library.opcheck(class_sums_module._sum, (logits.requires_grad_(), target, *how))
+    torch.library.opcheck(class_sums_module._spread, (torch.randn(2, 6, 3), logits.detach(), target, *how))
+
+
+def check_class_sums_give_equal_bits_in_equal_runs(folder: Path) -> None:
+    logits, target = make_class_sums_case(3, True)
+    first, second = (run_class_sums(logits, target, "triton") for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def check_class_sums_with_strides_beyond_32_bits(folder: Path) -> None:
+    how = class_sums_module._How("softmax", 1, 0.0, None)
+    with far_strides(folder) as spread_out:
+        for far in range(3):
+            shape = [2, 2, 2]
+            shape[far] = 3
+            logits = torch.randn(shape).half()
+            target = torch.randint(0, shape[1], (shape[0], 1, shape[2]))
+            want = class_sums_kernels.sum_up(logits, target, how)
+            torch.testing.assert_close(class_sums_kernels.sum_up(spread_out(logits, far), target, how), want)
+            gradient = torch.randn(want.shape)
+            want = class_sums_kernels.spread(gradient, logits, target, how)
+            with mock.patch.object(torch, "empty_like", lambda like: torch.zeros(like.shape, dtype=like.dtype)):
+                got = class_sums_kernels.spread(gradient, spread_out(logits, far), target, how)
+            torch.testing.assert_close(got, want)
+
+
+def check_class_sums_write_nothing_outside(folder: Path) -> None:
+    for channels, by_id in ((3, True), (5, False)):
+        logits, target = make_class_sums_case(channels, by_id, shape=(7, 5))
+        how = class_sums_module._How("softmax", 1, 0.0, None)
+        with padded_outputs() as buffers:
+            class_sums_kernels.sum_up(logits, target, how)
+            class_sums_kernels.spread(torch.randn(2, 6, channels), logits, target, how)
+        assert_untouched(buffers, 2)
+
+
+CHECKS: dict[str, Callable[[Path], None]] = {
+    name.removeprefix("check_"): function for name, function in list(globals().items()) if name.startswith("check_")
+}
+
+
+def main() -> None:
+    found: dict[str, str | None] = {}
+    for name, check in CHECKS.items():
+        try:
+            check(Path(sys.argv[1]))
+            found[name] = None
+        except Exception:
+            found[name] = traceback.format_exc()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

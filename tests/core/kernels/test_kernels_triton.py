@@ -1,0 +1,87 @@
+"""The Triton kernels but those of projections: interpreted, compiled without a GPU, and run where there is one."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from medseg.core.kernels import class_sums
+from tests.core.kernels.triton_checks import ROOT, compile_for_sm_90, interpret, needs_triton
+
+PROGRAM = "interpret_kernels.py"
+CHECKS = re.findall(r"^def check_(\w+)", (ROOT / "tests/core/kernels" / PROGRAM).read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory) -> dict[str, str | None]:
+    return interpret(PROGRAM, tmp_path_factory.mktemp("interpreted"))
+
+
+@needs_triton
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_interpreted_kernels_pass(check, interpreted):
+    assert interpreted[check] is None, interpreted[check]
+
+
+@pytest.fixture(autouse=True)
+def compiler_settings(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")  # unset, Triton 3.9 warns that its default will change
+
+
+def compile_class_sums(name: str, dtype: str, integers: str, **constants):
+    from medseg.core.kernels import class_sums_triton
+
+    constants = {"ACT": 1, "MASKS": False, "POWER": 1, "FOCAL": False, "IGNORE": 0, "CP": 16, "BLOCK": 128} | constants
+    if name == "sum_tiles":
+        constants["TILES"] = 16
+    target = f"*{dtype}" if constants["MASKS"] else "*u8"
+    types = {"logits": f"*{dtype}", "result": f"*{dtype}", "target": target, "gamma": "fp32"}
+    types |= {"sums": "*fp32", "gradient": "*fp32"}
+    return compile_for_sm_90(getattr(class_sums_triton, name), constants, types, integers)
+
+
+@needs_triton
+@pytest.mark.parametrize("kernel", ["sum_tiles", "spread_tile"])
+@pytest.mark.parametrize(
+    ("dtype", "constants"),
+    [
+        ("fp32", {}),
+        ("fp16", {"ACT": 2, "MASKS": True, "POWER": 2, "FOCAL": True, "IGNORE": 2}),
+        ("bf16", {"FOCAL": True, "IGNORE": 1, "CP": 128, "BLOCK": 16}),
+        ("fp32", {"ACT": 0, "MASKS": True, "IGNORE": 3, "POWER": 2}),
+        ("fp32", {"ACT": 2, "MASKS": True, "IGNORE": 1, "CP": 1, "BLOCK": 2048}),
+    ],
+)
+def test_class_sums_compile_for_sm_90_without_a_gpu(kernel, dtype, constants):
+    compiled = compile_class_sums(kernel, dtype, "i64", **constants)
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= 227 * 1024
+
+
+@needs_triton
+@pytest.mark.parametrize(("kernel", "narrow"), [("sum_tiles", 4), ("spread_tile", 2)])
+def test_offsets_of_class_sums_have_64_bits_although_sizes_and_strides_have_32(kernel, narrow):
+    code = compile_class_sums(kernel, "fp16", "i32").asm["ttir"]
+    # What may stay narrow is a small number of rows times the channels.
+    products = re.findall(r"arith\.muli [^:]*: (\S+)", code)
+    assert any("i64" in kind for kind in products)
+    assert len([kind for kind in products if "i64" not in kind]) == narrow
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_class_sums_on_a_gpu_are_those_of_the_reference(dtype):
+    logits = torch.randn(2, 14, 33, 40, 35, device="cuda").to(dtype).requires_grad_()
+    target = torch.randint(0, 14, (2, 1, 33, 40, 35), device="cuda")
+    found = []
+    for backend in ("torch", "triton", "triton"):
+        sums = torch.stack(class_sums(logits, target, backend=backend))
+        (gradient,) = torch.autograd.grad(sums.sum(), logits)
+        found.append((sums, gradient))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-2, atol=1e-5 if dtype == torch.float32 else 2e-2)
+    assert all(torch.equal(one, other) for one, other in zip(found[1], found[2], strict=True))
