@@ -16,7 +16,7 @@ import numpy as np
 
 Curve = Callable[[np.ndarray], np.ndarray]
 _STEP = 1e-6  # of the central differences, relative
-_SLICE = 4096  # problems at once, to bound the memory
+_VALUES = 4_000_000  # values at once, to bound the memory
 
 
 def minimise(
@@ -48,7 +48,8 @@ def minimise(
         Parameters (problems, p) and objectives (problems,); the objective is inf where no finite value was found.
     """
     target = np.broadcast_to(target, (len(starts), np.shape(target)[-1]))
-    parts = [slice(at, at + _SLICE) for at in range(0, len(starts), _SLICE)]
+    size = max(1, _VALUES // (target.shape[-1] * starts.shape[-1]))
+    parts = [slice(at, at + size) for at in range(0, len(starts), size)]
     found = [_solve(curve, target[p], starts[p], (low, high), weights, delta, steps, tolerance) for p in parts]
     return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
 

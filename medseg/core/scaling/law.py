@@ -35,30 +35,35 @@ class Parameter:
 
     Attributes:
         name: its letter in the formula.
-        log: whether it is fitted as its logarithm (amplitudes).
+        role: `floor`, `amplitude` (fitted as its logarithm), `exponent` or `coefficient`.
         low: smallest value.
         high: largest value.
     """
 
     name: str
-    log: bool = False
+    role: str
     low: float = 0.0
     high: float = np.inf
+
+    @property
+    def log(self) -> bool:
+        """Whether the logarithm is fitted."""
+        return self.role == "amplitude"
 
 
 def floor(name: str = "E") -> Parameter:
     """What remains however large x is; at least 0."""
-    return Parameter(name)
+    return Parameter(name, "floor")
 
 
 def amplitude(name: str) -> Parameter:
     """A factor above 0."""
-    return Parameter(name, log=True, low=1e-130, high=1e130)
+    return Parameter(name, "amplitude", low=1e-130, high=1e130)
 
 
 def exponent(name: str) -> Parameter:
     """The steepness of a fall, in (0, 4]."""
-    return Parameter(name, low=1e-4, high=4.0)
+    return Parameter(name, "exponent", low=1e-4, high=4.0)
 
 
 class ScalingLaw:
@@ -137,6 +142,10 @@ class ScalingLaw:
     def starts(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Parameters from which to start the fit, as they are fitted, (starts, p)."""
         raise NotImplementedError
+
+    def held_out(self, x: np.ndarray) -> np.ndarray:
+        """Points that the back-test predicts from the others: those with the largest value in the last column."""
+        return x[:, -1] == x[:, -1].max()
 
     def inverse(self, theta: np.ndarray, y: float) -> np.ndarray:
         """Input at which the law reaches a loss, for each row of parameters; inf where it never does."""
@@ -274,19 +283,20 @@ class ScalingLaw:
         bootstrap: int,
         random: np.random.Generator,
     ) -> Backtest | None:
-        """Predict the points with the largest x (the last column) from the others."""
-        largest = x[:, -1] == x[:, -1].max()
+        """Predict the last of the points held out from the others."""
+        largest = self.held_out(x)
         kept = ~largest
         distinct = len(np.unique(x[kept], axis=0))
         if distinct < len(self.parameters) or kept.sum() < len(self.parameters) + 1:
             return None
         theta, _ = self._optimise(x[kept], target[kept], weight[kept], starts, delta)
         draws = self._bootstrap(x[kept], target[kept], weight[kept], theta, delta, min(bootstrap, 300), random)
-        at = x[largest][:1]
+        at = x[largest][-1:]
+        observed = target[(x == at).all(1)].mean()
         spread = np.quantile(self.log_curve(draws, at)[:, 0], (0.05, 0.95)) if len(draws) else (np.nan, np.nan)
         return Backtest(
             x=tuple(at[0].tolist()),
-            observed=float(np.exp(target[largest].mean())),
+            observed=float(np.exp(observed)),
             predicted=float(np.exp(self.log_curve(theta[None], at)[0, 0])),
             lower=float(np.exp(spread[0])),
             upper=float(np.exp(spread[1])),
@@ -304,9 +314,9 @@ class ScalingLaw:
                 notes.append(
                     f"{parameter.name} is not identified: 90 % interval {np.exp(low):.3g} to {np.exp(high):.3g}"
                 )
-            elif parameter.high == 4.0 and (high >= 3.99 or low <= 1e-3):
+            elif parameter.role == "exponent" and (high >= 3.99 or low <= 1e-3):
                 notes.append(f"{parameter.name} is not identified: 90 % interval {low:.3g} to {high:.3g}")
-            elif np.isinf(parameter.high) and low <= 0.02 * smallest and high >= 0.5 * smallest:
+            elif parameter.role == "floor" and low <= 0.02 * smallest and high >= 0.5 * smallest:
                 notes.append(
                     f"{parameter.name} is not identified: 90 % interval {low:.3g} to {high:.3g}, from 0 up to near the "
                     f"smallest loss {smallest:.3g}; only the interval of a prediction says something"
@@ -335,6 +345,6 @@ def _check_delta(delta: float | str) -> float:
 
 
 def _with_notes(fit: ScalingFit, notes: Sequence[str]) -> ScalingFit:
-    for note in notes:
-        warnings.warn(f"{fit.law.name}: {note}", IdentifiabilityWarning, stacklevel=3)
+    if notes:
+        warnings.warn(f"{fit.law.name}: {'; '.join(notes)}", IdentifiabilityWarning, stacklevel=3)
     return fit.with_notes(tuple(notes))

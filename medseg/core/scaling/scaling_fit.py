@@ -138,6 +138,8 @@ class ScalingFit:
         table = self.law.as_table(x)
         self._warn_if_far(table)
         mean = np.exp(self.law.log_curve(self.theta[None], table)[0])
+        if (mean < 1e-290).any():
+            warnings.warn("the law falls below 0 there and is cut off", ExtrapolationWarning, stacklevel=2)
         if not len(self.draws):
             nothing = np.full(len(mean), np.nan)
             return Prediction(mean, nothing, nothing, interval)
