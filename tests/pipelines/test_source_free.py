@@ -113,6 +113,17 @@ def test_batches_hold_tags_and_no_labels(pipeline, sets):
     assert "tags" not in next(iter(pipeline.load_unlabelled(images, budget, tags=False)))
 
 
+def test_where_the_source_is_learnt_in_crops_so_is_the_target(pipeline, sets):
+    toy = sets.load_toy(counts=(2, 3, 2))
+    images = sets.ShiftedSet(toy.source, toy.target, toy.test, patch=16)
+    items = pipeline.load_unlabelled(images, pipeline.Budget(), tags=False, seed=1).dataset
+    again, other = (pipeline.load_unlabelled(images, pipeline.Budget(), tags=False, seed=s).dataset for s in (1, 2))
+    assert [item["sample_id"] for item in items] == [s.name for s in toy.target for _ in range(pipeline.CROPS)]
+    assert {tuple(item["image"].shape) for item in items} == {(1, 16, 16)}
+    assert all(a["image"].equal(b["image"]) for a, b in zip(items, again, strict=True))
+    assert not items[0]["image"].equal(other[0]["image"])
+
+
 def test_dice_is_over_the_classes_that_an_image_holds(pipeline, sets):
     class Answer(torch.nn.Module):
         def forward(self, image):
