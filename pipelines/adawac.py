@@ -31,7 +31,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder that holds hippocampus_msd/ and abdomen_ct_mr/")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, table and pictures")
     parser.add_argument("--sets", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    some = "some of each set's methods; erm always"
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help=some)
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0 on")
     parser.add_argument("--threads", type=int, help="threads of the network; by default as torch chooses")
     parser.add_argument("--quick", action="store_true", help="a small network on a few drawn volumes, two seeds")
@@ -300,7 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = options.out / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     records = []
-    for comparison in chosen:
+    for whole in chosen:
+        comparison = replace(whole, methods=[m for m in whole.methods if m in ("erm", *options.methods)])
         own = Budget(steps=comparison.steps, **budget)
         records += run_comparison(comparison, cohorts[comparison.data], own, seeds, runs)
     print(write_report(options.out, records))

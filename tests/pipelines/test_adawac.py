@@ -150,6 +150,14 @@ def test_real_images_need_a_data_folder(pipeline, capsys):
     assert "--data is needed" in capsys.readouterr().err
 
 
+def test_some_methods_can_be_chosen_and_erm_comes_along(pipeline, tmp_path, monkeypatch):
+    run = []
+    monkeypatch.setattr(pipeline, "run_comparison", lambda comparison, *_: run.append(comparison.methods) or [])
+    monkeypatch.setattr(pipeline, "write_report", lambda *_: "")
+    pipeline.main(["--out", str(tmp_path), "--quick", "--methods", "adawac", "trim-train"])
+    assert run == [["erm", "trim-train", "adawac"]]
+
+
 def _record(name: str, method: str, seed: int) -> dict:
     values = np.random.default_rng([seed, len(method)]).random(2)
     cases = {
