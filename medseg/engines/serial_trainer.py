@@ -278,7 +278,7 @@ class SerialTrainer:
         data = Dataset(stage.val_data, stage.val_transforms or stage.transforms)
         lower = self.selection_metric == "val_loss"
         measure: Any = self.loss if lower else mean_dice
-        metric = IgniteMetricHandler(measure, output_transform=_stack, save_details=False)
+        metric = IgniteMetricHandler(loss_fn=measure, output_transform=_stack, save_details=False)
         return SupervisedEvaluator(
             device=self.device,
             val_data_loader=DataLoader(data, batch_size=self.batch_size),
