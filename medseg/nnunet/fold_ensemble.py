@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from medseg.core.norm import convert_norm
+
 
 class FoldEnsemble(nn.Module):
     """Mean of the logits of several networks of one architecture.
@@ -24,6 +26,7 @@ class FoldEnsemble(nn.Module):
         in_channels: input channels.
         out_channels: output channels.
         folds: number of networks.
+        norm: exchange the norms for these, see `medseg.core.norm.convert_norm`.
 
     Raises:
         ModuleNotFoundError: the architecture's package is not installed.
@@ -42,6 +45,7 @@ class FoldEnsemble(nn.Module):
         in_channels: int = 1,
         out_channels: int = 2,
         folds: int = 1,
+        norm: str | Sequence[Any] | None = None,
     ) -> None:
         super().__init__()
         kind = _find(architecture)
@@ -55,6 +59,8 @@ class FoldEnsemble(nn.Module):
         except TypeError as error:
             raise ValueError(f"architecture {architecture} does not take these arguments: {error}") from error
         self.flat = arguments.get("conv_op") == "torch.nn.modules.conv.Conv2d"
+        if norm is not None:
+            convert_norm(self, norm, spatial_dims=2 if self.flat else 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the networks.

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from medseg.data.atomic import atomic_path
+from medseg.nnunet.trainer_norms import TRAINER_NORMS
 
 _RESAMPLING = "resample_data_or_seg_to_shape"
 _READERS = {"NibabelIOWithReorient": "RAS", "SimpleITKIO": None, "NibabelIO": None, "SimpleITKIOWithReorient": "RAS"}
@@ -229,6 +230,7 @@ def _describe_network(model: NNUNetModel) -> dict[str, Any]:
         "in_channels": len(model.plans["normalization_schemes"]),
         "out_channels": model.num_outputs,
         "folds": len(model.folds),
+        "norm": TRAINER_NORMS.get(model.path.resolve().name.split("__")[0]),
     }
 
 

@@ -71,19 +71,21 @@ def convert_norm(
     root = model.get_submodule(within)
     if isinstance(root, kinds):
         raise ValueError("model is itself a normalisation layer; give the network that holds it")
-    count = 0
+    # A layer may be known by several names, as in nnU-Net's blocks; it stays one.
+    exchanged: dict[nn.Module, nn.Module] = {}
     for parent in list(root.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if isinstance(child, kinds):
-                setattr(parent, name, _replace(child, to, spatial_dims, copy_affine))
-                count += 1
-    if count == 0:
+                if child not in exchanged:
+                    exchanged[child] = _replace(child, to, spatial_dims, copy_affine)
+                setattr(parent, name, exchanged[child])
+    if not exchanged:
         found = sorted({type(m).__name__ for m in root.modules() if "Norm" in type(m).__name__})
         raise ValueError(
             f"found no layer of {source or 'batch, instance, group'} in {within or type(model).__name__}, which has "
             f"{', '.join(found) or 'no normalisation at all'}; choose others with source"
         )
-    return count
+    return len(exchanged)
 
 
 def _find_kinds(source: str | Sequence[str]) -> tuple[type[nn.Module], ...]:

@@ -4,6 +4,9 @@ Select one with `nnUNetv2_train DATASET CONFIGURATION FOLD -tr NAME`, after
 `export nnUNet_extTrainer="$(medseg nnunet-path)"`; prediction needs the variable as well. Number of epochs, learning
 rate and the rest are nnU-Net's; to change them, derive a class in a folder of your own.
 
+Serial training over modalities, as Turbolift does it, needs no trainer of its own: give the checkpoint of the stage
+before with nnU-Net's `-pretrained_weights`, to any of these.
+
 The losses and networks are those of `medseg`: this file only puts them where nnU-Net looks. All losses give 1 - Dice
 where nnU-Net gives -Dice, so curves lie about 1 higher.
 
@@ -18,9 +21,13 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # pyright: ignore[reportMissingImports]
 
+from medseg.core.norm import convert_norm
+from medseg.core.optim import AdamP, Lion
+from medseg.core.schedules import WSDLR, PolyLR
 from medseg.losses import BettiMatchingLoss, DiceCELoss, FocalTverskyLoss, SegWithMIPLoss, warm_up_factor
 from medseg.nnunet.adaptive_step import AdaptiveStep
 from medseg.nnunet.loss import NNUNetLoss, find_level_weights
+from medseg.nnunet.trainer_norms import TRAINER_NORMS
 
 
 class _LossTrainer(nnUNetTrainer):
@@ -131,3 +138,70 @@ class nnUNetTrainerAdaWAC(_LossTrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Run both views and update the network."""
         return {"loss": self.step(batch["data"].to(self.device), batch["target"].to(self.device)).cpu().numpy()}
+
+
+class nnUNetTrainerAdamP(nnUNetTrainer):
+    """AdamP, with its paper's advice for weights in front of norms, and nnU-Net's polynomial decay."""
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLR]:
+        """Give optimizer and schedule; nnU-Net steps it by epochs."""
+        self.initial_lr, self.weight_decay = 1e-3, 1e-2
+        optimizer = AdamP(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay, nesterov=True)
+        return optimizer, PolyLR(optimizer, self.num_epochs)
+
+
+class nnUNetTrainerLion(nnUNetTrainer):
+    """Lion, at a tenth of AdamP's rate and ten times its decay, which bounds weights by 10."""
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLR]:
+        """Give optimizer and schedule; nnU-Net steps it by epochs."""
+        self.initial_lr, self.weight_decay = 1e-4, 1e-1
+        optimizer = Lion(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLR(optimizer, self.num_epochs)
+
+
+class nnUNetTrainerWSD(nnUNetTrainer):
+    """nnU-Net's optimizer at a constant rate, with a decay over the last fifth: a run that can be prolonged."""
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WSDLR]:
+        """Give optimizer and schedule; nnU-Net steps it by epochs."""
+        optimizer, _ = super().configure_optimizers()
+        decay = max(round(0.2 * self.num_epochs), 1)
+        return optimizer, WSDLR(optimizer, 0, self.num_epochs - decay, decay)
+
+
+class _NormTrainer(nnUNetTrainer):
+    """A trainer whose network has other norms; `TRAINER_NORMS` says which, for prediction as well."""
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> torch.nn.Module:
+        """Give nnU-Net's network with its norms exchanged."""
+        network = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        norm = next(TRAINER_NORMS[kind.__name__] for kind in cls.__mro__ if kind.__name__ in TRAINER_NORMS)
+        convert_norm(network, norm, spatial_dims=len(configuration_manager.patch_size))
+        return network
+
+
+class nnUNetTrainerGroupNorm(_NormTrainer):
+    """Group normalisation, 8 groups."""
+
+
+class nnUNetTrainerPowerNorm(_NormTrainer):
+    """PowerNorm, whose statistics are running quadratic means."""
+
+
+class nnUNetTrainerUnifiedNorm(_NormTrainer):
+    """Unified Normalization, which folds into the convolutions for inference."""
+
+
+class nnUNetTrainerEvoNorm(_NormTrainer):
+    """EvoNorm S0, normalisation and activation in one; nnU-Net's activation still follows."""
