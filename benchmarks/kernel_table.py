@@ -91,7 +91,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], peer: str) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---|---:|---|" + "---:|" * 5]
     for row in rows:
         cells = [row["case"], str(row["threads"]), row["contender"]]
-        cells += [f"{1e3 * row['seconds']:.3g}", f"{row['growth_bytes'] / 1e6:.0f}"]
+        cells += [f"{1e3 * row['seconds']:.0f}", f"{row['growth_bytes'] / 1e6:.0f}"]
         cells += [f"{row['ratios'][k]:.2f}" if row["ratios"] else "" for k in ("seconds", "growth_bytes")]
         lines.append("| " + " | ".join([*cells, f"{row['value']:.6g}"]) + " |")
     return "\n".join(lines) + "\n"

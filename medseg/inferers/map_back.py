@@ -4,8 +4,8 @@
 
 with A the map from a voxel of the input to its place on the network's grid and w the trilinear weights; places outside
 the network's grid take the border's value. This is what MONAI's `Invertd` followed by argmax gives for `Orientationd`
-and `Spacingd`, but with a running maximum over classes: besides the slab only one class is ever held on the input grid,
-and only as deep as the slab, where the stock way holds all classes on both whole grids.
+and `Spacingd`, but with a running maximum over classes (`medseg.core.kernels.argmax_at`): on the input grid only the
+labels and the best value so far are held, as deep as a slab, where the stock way holds all classes on both whole grids.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from medseg.core.kernels import argmax_at, interpolate_along
 from medseg.inferers.sliding_window import Slab
 
 # Voxels; shear below this over the whole volume, and distances from a voxel below the second, are rounding in affines.
@@ -140,55 +141,34 @@ class SlabMapper:
             return
         if last is None:
             last = values.narrow(self.axis + 1, 0, 1)
-        places = list(self._places)
-        places[self.axis] = place[chosen] - (slab.start - 1)
         input_axis = self.grid.axes.index(self.axis)
-        target = slice(int(chosen[0]), int(chosen[-1]) + 1)
-        region = tuple(target if a == input_axis else slice(None) for a in range(self.labels.dim()))
-        self._fill(region, values, last, places)
+        # The slab's neighbour to the left lies in the slab before; only places between the two need a copy of both.
+        between = place[chosen] < slab.start
+        for part, block, start in (
+            (chosen[~between], values, slab.start),
+            (chosen[between], torch.cat([last, values.narrow(self.axis + 1, 0, 1)], self.axis + 1), slab.start - 1),
+        ):
+            if not len(part):
+                continue
+            places = list(self._places)
+            places[self.axis] = place[part] - start
+            target = slice(int(part[0]), int(part[-1]) + 1)
+            region = tuple(target if a == input_axis else slice(None) for a in range(self.labels.dim()))
+            self._fill(region, block, places)
 
-    def _fill(
-        self, region: tuple[slice, ...], values: torch.Tensor, last: torch.Tensor, places: list[torch.Tensor]
-    ) -> None:
-        labels = torch.zeros_like(self.labels[region], device=values.device)
-        best = torch.full(labels.shape, -torch.inf, device=values.device)
+    def _fill(self, region: tuple[slice, ...], values: torch.Tensor, places: list[torch.Tensor]) -> None:
         # Probabilities of a voxel sum to one, so the best is at least 1/K, and so is one of the voxels it was made
         # from. Where a class stays below, it cannot win; the margin is for rounding.
-        floor = 0.999 / values.shape[0] if self.softmax and self.probabilities is None else None
-        for k in range(values.shape[0]):
-            # The slab's neighbour to the left lies in the slab before.
-            block = torch.cat([last[k], values[k]], dim=self.axis)
-            box = [slice(0, n) for n in block.shape] if floor is None else _bounding_box(block >= floor)
-            if box is None:
-                continue
-            block = block[tuple(box)]
-            window = [slice(0, n) for n in labels.shape]
-            for axis, place in enumerate(places):
-                inside = (place >= box[axis].start) & (place <= box[axis].stop - 1)
-                chosen = inside.nonzero()[:, 0]
-                first, stop = (int(chosen[0]), int(chosen[-1]) + 1) if len(chosen) else (0, 0)
-                window[self.grid.axes.index(axis)] = slice(first, stop)
-                block = interpolate_along(block, axis, place[first:stop] - box[axis].start)
-            block = block.permute(self.grid.axes)
-            if self.probabilities is not None:
-                self.probabilities[(k, *region)] = block.to(self.probabilities)
-            best_here = best[tuple(window)]
-            labels[tuple(window)].masked_fill_(block > best_here, k)
-            torch.maximum(best_here, block, out=best_here)
+        floor = 0.999 / values.shape[0] if self.softmax else None
+        labels, best = argmax_at(values, places, floor=floor)
         if self.threshold is not None:
             labels.masked_fill_(best < self.threshold, 0)
-        self.labels[region] = labels.to(self.labels.device)
-
-
-def _bounding_box(mask: torch.Tensor) -> list[slice] | None:
-    """Smallest box around the true voxels, widened by one where there is room; None if there are none."""
-    box = []
-    for axis in range(mask.dim()):
-        found = mask.any(dim=tuple(a for a in range(mask.dim()) if a != axis)).nonzero()[:, 0]
-        if not len(found):
-            return None
-        box.append(slice(max(int(found[0]) - 1, 0), min(int(found[-1]) + 2, mask.shape[axis])))
-    return box
+        self.labels[region] = labels.permute(self.grid.axes).to(self.labels.device)
+        if self.probabilities is not None:
+            for k, block in enumerate(values):
+                for axis, place in enumerate(places):
+                    block = interpolate_along(block, axis, place)
+                self.probabilities[(k, *region)] = block.permute(self.grid.axes).to(self.probabilities)
 
 
 def softmax_(logits: torch.Tensor) -> torch.Tensor:
@@ -202,37 +182,3 @@ def softmax_(logits: torch.Tensor) -> torch.Tensor:
     """
     logits.sub_(logits.amax(dim=0)).exp_()
     return logits.div_(logits.sum(dim=0))
-
-
-def interpolate_along(values: torch.Tensor, axis: int, places: torch.Tensor) -> torch.Tensor:
-    """Interpolate linearly along one axis.
-
-    Args:
-        values: any shape.
-        axis: the axis.
-        places: fractional indices along it, shape (N,), all inside [0, size - 1].
-
-    Returns:
-        `values` with N entries along the axis; a view where the places are all its own voxels in order.
-
-    Example:
-        >>> interpolate_along(torch.tensor([0.0, 10.0, 20.0]), 0, torch.tensor([0.5, 2.0]))
-        tensor([ 5., 20.])
-    """
-    if not len(places):
-        return values.narrow(axis, 0, 0)
-    lower = places.floor().long()
-    fraction = (places - lower).to(values.dtype)
-    low = _take(values, axis, lower)
-    if not fraction.any():
-        return low
-    high = _take(values, axis, (lower + 1).clamp(max=values.shape[axis] - 1))
-    shape = [-1 if a == axis else 1 for a in range(values.dim())]
-    return torch.lerp(low, high, fraction.reshape(shape).to(values.device))
-
-
-def _take(values: torch.Tensor, axis: int, indices: torch.Tensor) -> torch.Tensor:
-    first = int(indices[0])
-    if torch.equal(indices, torch.arange(first, first + len(indices))):
-        return values.narrow(axis, first, len(indices))
-    return values.index_select(axis, indices.to(values.device))

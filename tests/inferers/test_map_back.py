@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +10,6 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd, Spacingd
 
 from medseg.inferers import GridMap, Slab, SlabMapper, softmax_
-from medseg.inferers.map_back import interpolate_along
 
 
 def _affine(seed: int, spacing: tuple[float, ...], oblique: bool) -> np.ndarray:
@@ -116,11 +114,3 @@ def test_softmax_in_place_is_softmax():
     expected = torch.softmax(logits, 0)
     assert softmax_(logits) is logits
     assert torch.allclose(logits, expected, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("places", [[0.0, 1.0, 2.0], [2.0, 1.0, 0.0], [0.25, 1.75], [2.0, 2.0, 0.5]])
-def test_interpolation_along_an_axis_is_numpys(places):
-    values = torch.tensor([[1.0, 4.0, 9.0], [0.0, -2.0, 7.0]])
-    got = interpolate_along(values, 1, torch.tensor(places))
-    expected = [np.interp(places, [0, 1, 2], row) for row in values.numpy()]
-    assert np.allclose(got, expected)

@@ -1,5 +1,15 @@
+from .argmax_at import argmax_at, interpolate_along, upsample_argmax
 from .class_sums import ClassSums, class_sums
 from .dispatch import choose_backend
 from .projection import Projection, max_projections
 
-__all__ = ["ClassSums", "Projection", "choose_backend", "class_sums", "max_projections"]
+__all__ = [
+    "ClassSums",
+    "Projection",
+    "argmax_at",
+    "choose_backend",
+    "class_sums",
+    "interpolate_along",
+    "max_projections",
+    "upsample_argmax",
+]

@@ -18,12 +18,12 @@ from unittest import mock
 
 import torch
 
-from medseg.core.kernels import class_sums
-from medseg.core.kernels import class_sums_triton as class_sums_kernels
+from medseg.core.kernels import argmax_at, argmax_at_triton, class_sums, class_sums_triton
 
-# The module has the name of its function, which the package shows instead.
+# These modules have the names of their functions, which the package shows instead.
+argmax_at_module = sys.modules["medseg.core.kernels.argmax_at"]
 class_sums_module = sys.modules["medseg.core.kernels.class_sums"]
-class_sums_kernels.TILES = 2  # the interpreter walks through empty tiles as slowly as through full ones
+class_sums_triton.TILES = 2  # the interpreter walks through empty tiles as slowly as through full ones
 PAD = 4096  # elements before and after an output: more than a tile that runs over would reach
 
 
@@ -151,12 +151,12 @@ def check_class_sums_with_strides_beyond_32_bits(folder: Path) -> None:
             shape[far] = 3
             logits = torch.randn(shape).half()
             target = torch.randint(0, shape[1], (shape[0], 1, shape[2]))
-            want = class_sums_kernels.sum_up(logits, target, how)
-            torch.testing.assert_close(class_sums_kernels.sum_up(spread_out(logits, far), target, how), want)
+            want = class_sums_triton.sum_up(logits, target, how)
+            torch.testing.assert_close(class_sums_triton.sum_up(spread_out(logits, far), target, how), want)
             gradient = torch.randn(want.shape)
-            want = class_sums_kernels.spread(gradient, logits, target, how)
+            want = class_sums_triton.spread(gradient, logits, target, how)
             with mock.patch.object(torch, "empty_like", lambda like: torch.zeros(like.shape, dtype=like.dtype)):
-                got = class_sums_kernels.spread(gradient, spread_out(logits, far), target, how)
+                got = class_sums_triton.spread(gradient, spread_out(logits, far), target, how)
             torch.testing.assert_close(got, want)
 
 
@@ -165,9 +165,57 @@ def check_class_sums_write_nothing_outside(folder: Path) -> None:
         logits, target = make_class_sums_case(channels, by_id, shape=(7, 5))
         how = class_sums_module._How("softmax", 1, 0.0, None)
         with padded_outputs() as buffers:
-            class_sums_kernels.sum_up(logits, target, how)
-            class_sums_kernels.spread(torch.randn(2, 6, channels), logits, target, how)
+            class_sums_triton.sum_up(logits, target, how)
+            class_sums_triton.spread(torch.randn(2, 6, channels), logits, target, how)
         assert_untouched(buffers, 2)
+
+
+def make_argmax_case(classes, shape, sizes, dtype=torch.float32):
+    torch.manual_seed(0)
+    places = [
+        torch.rand(size, dtype=torch.float64).sort().values * (n - 1) for size, n in zip(sizes, shape, strict=True)
+    ]
+    for place, n in zip(places, shape, strict=True):
+        place[-1] = n - 1
+    return torch.randn(classes, *shape).to(dtype), places
+
+
+def check_argmax_at_agrees_with_the_reference(folder: Path) -> None:
+    for classes, shape, sizes, dtype in (
+        (5, (3, 4, 5), (7, 6, 9), torch.float32),
+        (3, (1, 9), (4, 17), torch.float16),
+        (300, (2, 3, 2), (3, 4, 5), torch.bfloat16),
+    ):
+        values, places = make_argmax_case(classes, shape, sizes, dtype)
+        values = values.transpose(-1, -2).contiguous().transpose(-1, -2)
+        want, got = (argmax_at(values, places, backend=backend) for backend in ("torch", "triton"))
+        torch.testing.assert_close(got[1], want[1], rtol=0, atol=1e-6)
+        assert got[0].dtype == want[0].dtype
+        assert (got[0] != want[0]).sum() <= 1
+        assert torch.equal(argmax_at(values, places, backend="triton")[1], got[1])
+
+
+def check_argmax_at_opcheck(folder: Path) -> None:
+    values, places = make_argmax_case(3, (2, 3), (4, 5))
+    torch.library.opcheck(argmax_at_module._argmax, (values, places, None, "triton"))
+
+
+def check_argmax_at_with_strides_beyond_32_bits(folder: Path) -> None:
+    with far_strides(folder) as spread_out:
+        for far in range(4):
+            shape = [2, 2, 2, 2]
+            shape[far] = 3
+            values, places = make_argmax_case(shape[0], shape[1:], (3, 3, 3), torch.float16)
+            want, got = argmax_at_triton.find(values, places), argmax_at_triton.find(spread_out(values, far), places)
+            assert torch.equal(got[0], want[0])
+            assert torch.equal(got[1], want[1])
+
+
+def check_argmax_at_writes_nothing_outside(folder: Path) -> None:
+    values, places = make_argmax_case(3, (3, 4, 5), (7, 6, 9))
+    with padded_outputs() as buffers:
+        argmax_at_triton.find(values, places)
+    assert_untouched(buffers, 2)
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from medseg.core.kernels import class_sums
+from medseg.core.kernels import class_sums, upsample_argmax
 from tests.core.kernels.triton_checks import ROOT, compile_for_sm_90, interpret, needs_triton
 
 PROGRAM = "interpret_kernels.py"
@@ -69,6 +69,37 @@ def test_offsets_of_class_sums_have_64_bits_although_sizes_and_strides_have_32(k
     products = re.findall(r"arith\.muli [^:]*: (\S+)", code)
     assert any("i64" in kind for kind in products)
     assert len([kind for kind in products if "i64" not in kind]) == narrow
+
+
+def compile_argmax_at(dtype: str, labels: str, integers: str):
+    from medseg.core.kernels.argmax_at_triton import find_best
+
+    types = {"values": f"*{dtype}", "labels": f"*{labels}", "best": "*fp32"}
+    types |= {f"low_{axis}": "*i64" for axis in "dhw"} | {f"part_{axis}": "*fp32" for axis in "dhw"}
+    return compile_for_sm_90(find_best, {"BLOCK": 256}, types, integers)
+
+
+@needs_triton
+@pytest.mark.parametrize(("dtype", "labels"), [("fp32", "u8"), ("fp16", "u8"), ("bf16", "i32")])
+def test_argmax_at_compiles_for_sm_90_without_a_gpu(dtype, labels):
+    compiled = compile_argmax_at(dtype, labels, "i64")
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= 227 * 1024
+
+
+@needs_triton
+def test_offsets_of_argmax_at_have_64_bits_although_sizes_and_strides_have_32():
+    products = re.findall(r"arith\.muli [^:]*: (\S+)", compile_argmax_at("fp32", "u8", "i32").asm["ttir"])
+    assert products
+    assert all("i64" in kind for kind in products)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_argmax_at_on_a_gpu_is_that_of_the_reference():
+    logits = torch.randn(1, 25, 17, 20, 23, device="cuda")
+    want, got = (upsample_argmax(logits, (40, 41, 42), backend=backend) for backend in ("torch", "triton"))
+    assert (want != got).float().mean() < 1e-4
 
 
 @pytest.mark.gpu
