@@ -118,7 +118,7 @@ def draw_batches(samples: Sequence[Sample], patch: int | None, count: int, batch
     """Random images, or crops of them, with class ids; mirrored where they are crops."""
     random = np.random.default_rng(seed)
     for _ in range(count):
-        chosen = (samples[random.integers(len(samples))] for _ in range(batch))
+        chosen = (samples[int(random.integers(len(samples)))] for _ in range(batch))
         parts = [_crop((sample.image, sample.mask[None]), patch, random) for sample in chosen]
         yield tuple(torch.from_numpy(np.stack(p)) for p in zip(*parts, strict=True))
 
@@ -129,8 +129,8 @@ def _crop(arrays: Sequence[np.ndarray], patch: int | None, random: np.random.Gen
         return arrays
     corner = [random.integers(n - patch + 1) for n in arrays[0].shape[1:]]
     box = tuple(slice(c, c + patch) for c in corner)
-    flipped = tuple(np.flatnonzero(random.integers(2, size=len(box))) + 1)
-    return [np.flip(a[(slice(None), *box)], flipped).copy() for a in arrays]
+    flipped = [1 + axis for axis, is_flipped in enumerate(random.integers(2, size=len(box))) if is_flipped]
+    return [np.flip(a[(slice(None), *box)], tuple(flipped)).copy() for a in arrays]
 
 
 def train(network: UNet, batches: Iterator, rates: Sequence[float]) -> None:
@@ -181,7 +181,8 @@ def load_unlabelled(images: ShiftedSet, budget: Budget, tags: bool, seed: int = 
         for _ in range(crops_of(images)):
             parts = _crop((sample.image, sample.inside[None].astype(np.float32)), images.patch, random)
             items.append(common | dict(zip(("image", "mask"), map(torch.from_numpy, parts), strict=True)))
-    return DataLoader(items, batch_size=budget.batch, shuffle=True, drop_last=True)
+    dataset: Any = items  # a list will do
+    return DataLoader(dataset, batch_size=budget.batch, shuffle=True, drop_last=True)
 
 
 def crops_of(images: ShiftedSet) -> int:
@@ -193,7 +194,7 @@ def adapt(variant: Variant, images: ShiftedSet, budget: Budget, seed: int, start
     """Adapt from the start; give the network and the diagnostics before and after."""
     source_ratio = expect_ratios(images, replace(variant, factor=None)).ratio()
     adapter = build_adapter(
-        variant.method,
+        variant.method,  # type: ignore[arg-type]  (a plain str, checked there)
         deepcopy(start),
         expect_ratios(images, variant),
         class_weight=budget.class_weight or ClassRatioPrior.class_weight(source_ratio),
