@@ -64,11 +64,12 @@ class StreamingSlidingWindowInferer(Inferer):
         skip_empty: do not run windows in which every voxel of every channel has the lowest value that this channel has
             in the whole volume: air that was clipped, masked or stored as one constant. Voxels that no window covers
             otherwise are background (class 0) with certainty. The first window always runs.
-        placement: `monai` moves windows by whole steps and the last one back to the border; `even` spreads as many
-            windows as needed evenly, as nnU-Net does.
+        convention: `monai` moves windows by whole steps and the last one back to the border, and its Gaussian never
+            falls below 0.001 of its peak; `nnunet` spreads as many windows as needed evenly, and its Gaussian, centred
+            on voxel n // 2, falls off freely.
 
     Raises:
-        ValueError: an overlap outside [0, 1), a batch size below 1, or an unknown placement.
+        ValueError: an overlap outside [0, 1), a batch size below 1, or an unknown convention.
 
     Example:
         >>> inferer = StreamingSlidingWindowInferer(roi_size=[4, 4], overlap=0.5)
@@ -92,11 +93,11 @@ class StreamingSlidingWindowInferer(Inferer):
         padding_mode: str = "constant",
         cval: float = 0.0,
         skip_empty: bool = False,
-        placement: Literal["monai", "even"] = "monai",
+        convention: Literal["monai", "nnunet"] = "monai",
     ) -> None:
         super().__init__()
-        if placement not in ("monai", "even"):
-            raise ValueError(f"placement must be monai or even, got {placement!r}")
+        if convention not in ("monai", "nnunet"):
+            raise ValueError(f"convention must be monai or nnunet, got {convention!r}")
         overlaps = [overlap] if isinstance(overlap, (int, float)) else list(overlap)
         if not all(0 <= o < 1 for o in overlaps):
             raise ValueError(f"overlap must be in [0, 1), got {overlap}")
@@ -110,7 +111,7 @@ class StreamingSlidingWindowInferer(Inferer):
         self.padding_mode = padding_mode
         self.cval = cval
         self.skip_empty = skip_empty
-        self.placement = placement
+        self.convention = convention
 
     @classmethod
     def from_monai(cls, inferer: SlidingWindowInferer) -> StreamingSlidingWindowInferer:
@@ -179,7 +180,7 @@ class StreamingSlidingWindowInferer(Inferer):
         before = [max(r - n, 0) // 2 for r, n in zip(roi, size, strict=True)]
         padded, content = self._pad(image, roi, before)
         starts = self.window_starts(size)
-        weight = compute_importance_map(roi, mode=self.mode, sigma_scale=self.sigma_scale, device=image.device)
+        weight = self._weigh(roi, image.device)
         rows = _Rows(padded, content, starts, roi, axis, self.sw_batch_size, on_windows, self.sets)
         for start, stop, logits in rows.run(network, weight):
             for dim, (n, lead) in enumerate(zip(size, before, strict=True)):
@@ -214,7 +215,7 @@ class StreamingSlidingWindowInferer(Inferer):
         starts = []
         for n, r, overlap in zip(size, self.window(size), overlaps, strict=True):
             last, step = max(n - r, 0), max(int(r * (1 - overlap)), 1)
-            if self.placement == "even":
+            if self.convention == "nnunet":
                 intervals = math.ceil(last / max(r * (1 - overlap), 1))
                 starts.append([round(last * i / intervals) for i in range(intervals)] + [last])
             else:
@@ -225,6 +226,17 @@ class StreamingSlidingWindowInferer(Inferer):
         """Axis along which the accumulator is smallest: the one with most windows' depths in the volume."""
         depths = [n / r for n, r in zip(size, self.window(size), strict=True)]
         return depths.index(max(depths))
+
+    def _weigh(self, roi: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Blending weight of a window."""
+        if self.convention == "monai" or self.mode == "constant":
+            return compute_importance_map(roi, mode=self.mode, sigma_scale=self.sigma_scale, device=device)
+        weight = torch.ones((), device=device)
+        for n, scale in zip(roi, ensure_tuple_rep(self.sigma_scale, len(roi)), strict=True):
+            offset = torch.arange(n, device=device) - n // 2
+            weight = weight[..., None] * torch.exp(-0.5 * (offset / (scale * n)) ** 2)
+        # The smallest number of half precision, in which nnU-Net keeps 10 times the weight.
+        return weight.clamp(min=6e-9)
 
     def _pad(
         self, image: torch.Tensor, roi: Sequence[int], before: Sequence[int]

@@ -187,7 +187,7 @@ def _describe_inference(model: NNUNetModel, axes: Sequence[int]) -> dict[str, An
         "roi_size": [1, *window] if flat else window,
         "overlap": 0.5,
         "mode": "gaussian",
-        "placement": "even",
+        "convention": "nnunet",
     }
     if axes:
         mirrored = [int(axis) + flat for axis in axes]

@@ -59,14 +59,22 @@ def test_slices_are_resampled_by_themselves_only_across_one_coarse_axis(spacing,
 @pytest.mark.parametrize("case", range(3))
 def test_even_windows_lie_where_nnunet_puts_them(case):
     tile = GOLDEN["tile"].tolist()
-    inferer = StreamingSlidingWindowInferer(tile, overlap=0.5, placement="even")
+    inferer = StreamingSlidingWindowInferer(tile, overlap=0.5, convention="nnunet")
     found = inferer.window_starts(GOLDEN["sizes"][case].tolist())
     assert found == [GOLDEN[f"starts_{case}_{axis}"].tolist() for axis in range(3)]
 
 
+def test_windows_weigh_what_they_weigh_in_nnunet():
+    wanted = GOLDEN["gaussian"]
+    inferer = StreamingSlidingWindowInferer(list(wanted.shape), mode="gaussian", convention="nnunet")
+    found = inferer._weigh(wanted.shape, torch.device("cpu")).numpy()
+    # Theirs is cut off at four standard deviations, where this one is below 0.0004 of its peak.
+    np.testing.assert_allclose(found, wanted / wanted.max(), atol=5e-4)
+
+
 def test_even_windows_blend_to_the_same_answer_where_the_network_is_pointwise():
     volume = torch.rand(1, 1, 21, 13, 10, generator=torch.Generator().manual_seed(0))
-    inferer = StreamingSlidingWindowInferer([8, 8, 8], 2, 0.5, "gaussian", placement="even")
+    inferer = StreamingSlidingWindowInferer([8, 8, 8], 2, 0.5, "gaussian", convention="nnunet")
     torch.testing.assert_close(inferer(volume, torch.nn.Identity()), volume)
-    with pytest.raises(ValueError, match="placement must be monai or even, got 'odd'"):
-        StreamingSlidingWindowInferer([8], placement="odd")
+    with pytest.raises(ValueError, match="convention must be monai or nnunet, got 'odd'"):
+        StreamingSlidingWindowInferer([8], convention="odd")
