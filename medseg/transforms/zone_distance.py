@@ -23,7 +23,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, Transform
 from monai.utils.enums import TransformBackends
 
-from medseg.networks.dual_path import ZONES
+from medseg.data import PROSTATE_ZONES
 
 
 class ZoneDistance(Transform):
@@ -48,7 +48,7 @@ class ZoneDistance(Transform):
     backend = [TransformBackends.NUMPY]  # noqa: RUF012  (MONAI's protocol: a list on the class)
 
     def __init__(
-        self, zones: Sequence[str] = ZONES, truncation_mm: float = 10.0, spacing: Sequence[float] | None = None
+        self, zones: Sequence[str] = PROSTATE_ZONES, truncation_mm: float = 10.0, spacing: Sequence[float] | None = None
     ) -> None:
         if not zones:
             raise ValueError("zones must name at least one zone, got none")
@@ -95,7 +95,7 @@ class ZoneDistanced(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        zones: Sequence[str] = ZONES,
+        zones: Sequence[str] = PROSTATE_ZONES,
         truncation_mm: float = 10.0,
         spacing: Sequence[float] | None = None,
         allow_missing_keys: bool = False,

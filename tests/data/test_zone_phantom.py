@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medseg.data import PROSTATE_ZONES, load_datalist, make_zone_phantom, read_mask, write_zone_phantoms
+from medseg.networks.dual_path import ZONES
 
 SMALL = {"shape": (40, 40, 12), "spacing": (1.5, 1.5, 4.0)}
 
@@ -68,6 +69,10 @@ def test_a_written_folder_can_be_read_for_training(tmp_path):
 def test_odd_options_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         make_zone_phantom(**{**SMALL, **wrong})
+
+
+def test_labels_are_those_of_the_network():
+    assert PROSTATE_ZONES == ZONES
 
 
 def test_at_least_one_case_is_written(tmp_path):

@@ -7,9 +7,10 @@ from monai.transforms.transform import MapTransform, Transform
 
 from tests.batteries.common import public_classes
 from tests.batteries.transforms import PROPERTIES
+from tests.transforms.label_stand_ins import STAND_INS
 
 # Arguments shared by the array and the dictionary form; transforms without an entry are built with their defaults.
-ARGUMENTS: dict[str, dict[str, object]] = {}
+ARGUMENTS: dict[str, dict[str, object]] = {"ShapeBasedResampleToMatch": {"smooth_variance": 0.0}}
 
 # What a transform does not promise, with the reason.
 SEVERAL = "gives one tensor for each axis, under new keys in the dictionary form; its own tests compare the forms"
@@ -34,4 +35,4 @@ def test_every_public_transform_has_a_dictionary_form(pair):
 def test_every_public_transform(pair, check):
     if reason := EXEMPT.get((pair[0].__name__, check.__name__)):
         pytest.skip(reason)
-    check(*pair, ARGUMENTS.get(pair[0].__name__, {}))
+    check(*STAND_INS.get(pair[0].__name__, pair), ARGUMENTS.get(pair[0].__name__, {}))
