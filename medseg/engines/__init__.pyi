@@ -16,6 +16,7 @@ from .probabilistic_trainer import ProbabilisticTrainer
 from .sample_weight_history import SampleWeightHistory
 from .serial_trainer import SerialTrainer, StageResult
 from .source_free_adapter import SourceFreeAdapter
+from .stability_monitor import StabilityMonitor
 from .stage import Stage
 from .training import TrainingProgress, train_bundle
 
@@ -40,6 +41,7 @@ __all__ = [
     "SampleWeightHistory",
     "SerialTrainer",
     "SourceFreeAdapter",
+    "StabilityMonitor",
     "Stage",
     "StageResult",
     "StopOnNonFiniteLoss",

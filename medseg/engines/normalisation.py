@@ -16,11 +16,12 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from medseg.core.norm import is_norm
+
 NormStatistics = Literal["target", "source", "batch"]
 Trainable = Literal["all", "norm", "none"] | Callable[[str, nn.Parameter], bool]
 
 STATISTICS = ("target", "source", "batch")
-_NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 def configure_norm(model: nn.Module, mode: NormStatistics = "target") -> int:
@@ -83,7 +84,7 @@ def choose_parameters(model: nn.Module, trainable: Trainable) -> list[nn.Paramet
     """
     if not callable(trainable) and trainable not in ("all", "norm", "none"):
         raise ValueError(f"trainable must be all, norm, none or a function of (name, parameter), got {trainable!r}")
-    of_norms = {id(p) for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+    of_norms = {id(p) for m in model.modules() if is_norm(m) for p in m.parameters(recurse=False)}
     chosen = []
     for name, parameter in model.named_parameters():
         wanted = trainable(name, parameter) if callable(trainable) else trainable == "all"
