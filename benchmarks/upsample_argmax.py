@@ -1,8 +1,8 @@
 """Time and memory of trilinear upsampling and argmax beside PyTorch, in one run; see README.md here.
 
-Logits of 25 classes on half the grid in every direction, smooth, float32. `torch` interpolates all classes and takes the
-argmax, `compile` does the same through `torch.compile`, `classwise` interpolates one class after the other and keeps the
-best, `medseg:torch` is our own in plain PyTorch (MEDSEG_KERNELS=torch). The value compared is the mean label.
+Logits of 25 classes on half the grid in every direction, smooth, float32. `torch` interpolates all classes and takes
+the argmax, `compile` does the same through `torch.compile`, `classwise` interpolates one class after the other and
+keeps the best, `medseg:torch` is our own in plain PyTorch (MEDSEG_KERNELS=torch). The value compared is the mean label.
 
     python benchmarks/upsample_argmax.py --threads 2 --repeats 3 --rounds 3 -o benchmarks/results
 """

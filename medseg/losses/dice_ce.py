@@ -141,8 +141,9 @@ class DiceCELoss(_Loss):
         of_entropy = "softmax" if input.shape[1] > 1 else "sigmoid"
         scores = input if self.other_act is None else self.other_act(in_full_precision(input))
         power = 2 if self.squared_pred else 1
-        sums = class_sums(scores, target, activation=act, power=power, ignore_index=self.ignore_index)
-        if act == of_entropy:
+        same = act == of_entropy
+        sums = class_sums(scores, target, activation=act, power=power, ignore_index=self.ignore_index, entropy=same)
+        if same:
             return sums, sums
         return sums, class_sums(input, target, activation=of_entropy, ignore_index=self.ignore_index)
 

@@ -9,7 +9,7 @@ Interpolating all classes and taking the argmax after it holds K volumes on the 
 class and the best value so far, and on a CPU in float32 compiled loops (`argmax_at_processor.py`) hold a row for each
 thread; both add in the same order, axis after axis.
 
-Where the classes of every voxel sum to 1, the best of K is at least 1 / K, and so is one of the voxels it was made from.
+Where the classes of each voxel sum to 1, the best of K is at least 1 / K, and so is one of the voxels it was made of.
 A `floor` just below that leaves classes out where they cannot win, which in a segmentation is nearly everywhere.
 
 This is the export step of nnU-Net (Isensee et al., "nnU-Net: a self-configuring method for deep learning-based
@@ -63,7 +63,8 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, backend: str = "auto
     ]
     if not len(logits):
         return torch.empty((0, *size), dtype=_label_type(logits.shape[1]), device=logits.device)
-    return torch.stack([argmax_at(item, places, backend=backend)[0] for item in logits])
+    labels = [argmax_at(item, places, backend=backend)[0] for item in logits]
+    return torch.stack(labels) if len(labels) > 1 else labels[0][None]
 
 
 def argmax_at(

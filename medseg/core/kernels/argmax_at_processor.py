@@ -66,15 +66,16 @@ def find_rows(values, lows, fractions, floor, reached, first, last, labels, best
 
 
 @compiled
-def mark_rows(values, floor, reached):  # noqa: ANN001
-    """Note which rows of one class have a value that reaches the floor."""
-    for d in range(values.shape[0]):
-        for h in range(values.shape[1]):
-            row = values[d, h]
-            highest = np.float32(-np.inf)
-            for w in range(values.shape[2]):
-                highest = row[w] if row[w] > highest else highest
-            reached[d, h] = highest >= floor
+def mark_rows(values, floor, first, last, reached):  # noqa: ANN001
+    """Note which rows of the classes from `first` to `last` have a value that reaches the floor."""
+    for k in range(first, last):
+        for d in range(values.shape[1]):
+            for h in range(values.shape[2]):
+                row = values[k, d, h]
+                highest = np.float32(-np.inf)
+                for w in range(values.shape[3]):
+                    highest = row[w] if row[w] > highest else highest
+                reached[k, d, h] = highest >= floor
 
 
 def find(values: Tensor, places: Sequence[Tensor], floor: float | None) -> tuple[Tensor, Tensor]:
@@ -91,13 +92,11 @@ def find(values: Tensor, places: Sequence[Tensor], floor: float | None) -> tuple
     bound = np.float32(floor or 0)
     reached = np.ones((len(z), *z.shape[1:3]) if bound > 0 else (0, 0, 0), np.bool_)
     if bound > 0:
-        share(lambda k: mark_rows(z[k], bound, reached[k]), len(z))
-    rows = shape[0] * shape[1]
-    step = max(shape[1] // 4, 1)
+        share(lambda first, last: mark_rows(z, bound, first, last, reached), len(z))
 
-    def work(part: int) -> None:
-        find_rows(z, lows, fractions, bound, reached, part * step, min((part + 1) * step, rows), labels, best)
+    def work(first: int, last: int) -> None:
+        find_rows(z, lows, fractions, bound, reached, first, last, labels, best)
 
-    share(work, -(-rows // step))
+    share(work, shape[0] * shape[1])
     outputs = torch.from_numpy(labels), torch.from_numpy(best)
     return outputs if values.ndim == 4 else (outputs[0][0], outputs[1][0])

@@ -13,8 +13,8 @@ hits, predicted, surprise and rest, with h(p) = gamma p (1 - p)^(gamma - 1) log 
     sigmoid   dz = p (1 - p) (u y + v power p^(power - 1)) + e y (1 - p) h(p) - r (1 - y) p h(1 - p)
 
 Both passes walk over blocks of voxels that fit in a processor's cache; the backward computes the probabilities again.
-Sums of blocks are added in float64, in the order of the blocks. On a CPU the usual case, softmax and class ids, runs in
-compiled loops (`class_sums_processor.py`); `backend="torch"` runs what defines the result everywhere.
+Sums of blocks are added in float64, in the order of the blocks. On a CPU compiled loops do this: for a softmax and
+class ids `class_sums_processor.py`, else `class_sums_masks.py`; `backend="torch"` runs what defines the result.
 
 Sources of the losses: Milletari, Navab, Ahmadi, "V-Net: Fully Convolutional Neural Networks for Volumetric Medical
 Image Segmentation", 2016; Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", 2017; Salehi,
@@ -55,6 +55,7 @@ class _How(NamedTuple):
     power: int
     gamma: float
     ignore: int | None
+    entropy: bool
 
 
 def class_sums(
@@ -65,6 +66,7 @@ def class_sums(
     power: int = 1,
     gamma: float = 0.0,
     ignore_index: int | None = None,
+    entropy: bool = True,
     backend: str = "auto",
 ) -> ClassSums:
     """Sum over the voxels what Dice, Tversky, cross-entropy and focal losses need.
@@ -80,6 +82,7 @@ def class_sums(
         gamma: focal exponent, at least 0; 0 is the plain cross-entropy.
         ignore_index: voxels with this id do not count; None counts all. With masks, the voxels of the mask of that
             index, or where the index is no channel, those without any mask.
+        entropy: whether surprise and rest are wanted; False may leave them at 0, which saves the logarithms.
         backend: "auto", "torch" or "triton", see `medseg.core.kernels.choose_backend`.
 
     Returns:
@@ -99,22 +102,27 @@ def class_sums(
     """
     _check(logits, target, activation, power, gamma)
     check_backend(backend)
-    return ClassSums(*_sum(logits, target, activation, power, float(gamma), ignore_index, backend).unbind(1))
+    return ClassSums(*_sum(logits, target, activation, power, float(gamma), ignore_index, entropy, backend).unbind(1))
 
 
 @torch.library.custom_op("medseg::class_sums", mutates_args=())
 def _sum(
-    logits: Tensor, target: Tensor, activation: str, power: int, gamma: float, ignore: int | None, backend: str
+    logits: Tensor,
+    target: Tensor,
+    activation: str,
+    power: int,
+    gamma: float,
+    ignore: int | None,
+    entropy: bool,
+    backend: str,
 ) -> Tensor:
-    how = _How(activation, power, gamma, ignore)
+    how = _How(activation, power, gamma, ignore, entropy)
     if choose_backend(backend, logits, SUPPORTED) == "triton":
         from medseg.core.kernels import class_sums_triton
 
         return class_sums_triton.sum_up(logits, target, how)
-    if _is_usual(logits, target, how, backend):
-        from medseg.core.kernels import class_sums_processor
-
-        return class_sums_processor.sum_up(logits, target, how)
+    if _runs_compiled(logits, backend):
+        return _choose_loops(logits, target, how).sum_up(logits, target, how)
     sums = logits.new_zeros((logits.shape[0], 6, logits.shape[1]), dtype=torch.float64)
     for item, _, z, y in _blocks(logits, target):
         sums[item] += _sum_masks(z, y, how)
@@ -123,7 +131,14 @@ def _sum(
 
 @_sum.register_fake
 def _(
-    logits: Tensor, target: Tensor, activation: str, power: int, gamma: float, ignore: int | None, backend: str
+    logits: Tensor,
+    target: Tensor,
+    activation: str,
+    power: int,
+    gamma: float,
+    ignore: int | None,
+    entropy: bool,
+    backend: str,
 ) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.new_empty((logits.shape[0], 6, logits.shape[1]), dtype=dtype)
@@ -138,17 +153,16 @@ def _spread(
     power: int,
     gamma: float,
     ignore: int | None,
+    entropy: bool,
     backend: str,
 ) -> Tensor:
-    how = _How(activation, power, gamma, ignore)
+    how = _How(activation, power, gamma, ignore, entropy)
     if choose_backend(backend, logits, SUPPORTED) == "triton":
         from medseg.core.kernels import class_sums_triton
 
         return class_sums_triton.spread(gradient, logits, target, how)
-    if _is_usual(logits, target, how, backend):
-        from medseg.core.kernels import class_sums_processor
-
-        return class_sums_processor.spread(gradient, logits, target, how)
+    if _runs_compiled(logits, backend):
+        return _choose_loops(logits, target, how).spread(gradient, logits, target, how)
     result = torch.empty_like(logits)
     flat = result.flatten(2)
     if flat.numel() and flat.data_ptr() != result.data_ptr():  # strides that no view flattens
@@ -168,6 +182,7 @@ def _(
     power: int,
     gamma: float,
     ignore: int | None,
+    entropy: bool,
     backend: str,
 ) -> Tensor:
     return torch.empty_like(logits)
@@ -180,7 +195,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     logits, target = ctx.saved_tensors
-    return (_spread(gradient, logits, target, *ctx.how), *(None,) * 6)
+    return (_spread(gradient, logits, target, *ctx.how), *(None,) * 7)
 
 
 _sum.register_autograd(_backward, setup_context=_save)
@@ -198,10 +213,20 @@ def _blocks(logits: Tensor, target: Tensor) -> Iterator[tuple[int, slice, Tensor
             yield item, part, z[item, :, part].to(full), y[item, :, part]
 
 
-def _is_usual(logits: Tensor, target: Tensor, how: _How, backend: str) -> bool:
-    """Whether compiled loops do it: softmax, class ids, on a CPU, and nobody asked for plain PyTorch."""
-    by_id = how.activation == "softmax" and target.shape[1] < logits.shape[1]
-    return by_id and logits.device.type == "cpu" and logits.dtype in SUPPORTED and not wants_torch(backend)
+def _runs_compiled(logits: Tensor, backend: str) -> bool:
+    """Whether compiled loops do it: on a CPU, up to float32, and nobody asked for plain PyTorch."""
+    return logits.device.type == "cpu" and logits.dtype in SUPPORTED and not wants_torch(backend)
+
+
+def _choose_loops(logits: Tensor, target: Tensor, how: _How) -> Any:
+    """The module whose loops fit; with class ids and a softmax each voxel has to look at one class alone."""
+    if how.activation == "softmax" and target.shape[1] < logits.shape[1]:
+        from medseg.core.kernels import class_sums_processor
+
+        return class_sums_processor
+    from medseg.core.kernels import class_sums_masks
+
+    return class_sums_masks
 
 
 def _masks(z: Tensor, y: Tensor, how: _How) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def _exponentiate(z, start, count, top, weights, total):  # noqa: ANN001
 
 @compiled
 def sum_part(z, ids, first, last, power, gamma, sums):  # noqa: ANN001
-    """Add the six sums of some voxels to `sums` (6, C); ids below 0 do not count."""
+    """Add the six sums of some voxels to `sums` (6, C); ids without a channel do not count."""
     channels = z.shape[0]
     top, total, inverse = np.empty(SLAB, np.float32), np.empty(SLAB, np.float32), np.empty(SLAB, np.float32)
     counts = np.empty(SLAB, np.float32)
@@ -48,13 +48,13 @@ def sum_part(z, ids, first, last, power, gamma, sums):  # noqa: ANN001
         count = min(SLAB, last - start)
         _exponentiate(z, start, count, top, weights, total)
         for v in range(count):
-            counts[v] = np.float32(1) if ids[start + v] >= 0 else np.float32(0)
+            counts[v] = np.float32(1) if 0 <= ids[start + v] < channels else np.float32(0)
             inverse[v] = counts[v] / total[v]
         log_totals = 0.0
         voxels = 0.0
         for v in range(count):
             c = ids[start + v]
-            if c >= 0:
+            if 0 <= c < channels:
                 log_total = np.log(total[v])
                 log_p = z[c, start + v] - top[v] - log_total
                 p = weights[c, v] * inverse[v]
@@ -77,6 +77,13 @@ def sum_part(z, ids, first, last, power, gamma, sums):  # noqa: ANN001
                 line[v] = (row[v] - top[v]) * counts[v]
             sums[4, c] += log_totals - dot(line, counts, count)
             sums[5, c] += voxels
+
+
+@compiled
+def sum_parts(z, ids, first, last, power, gamma, sums):  # noqa: ANN001
+    """Fill the rows of `sums` (parts, 6, C) from `first` to `last`."""
+    for part in range(first, last):
+        sum_part(z, ids, part * PART, min((part + 1) * PART, z.shape[1]), power, gamma, sums[part])
 
 
 @compiled
@@ -106,7 +113,7 @@ def spread_part(gradient, z, ids, first, last, power, gamma, result):  # noqa: A
                     line[v] *= inverse[v]
                     amount[v] += np.float32(2) * slope * line[v] * line[v]
         for v in range(count):
-            c = max(ids[start + v], 0)
+            c = min(max(ids[start + v], 0), channels - 1)
             p = np.float64(weights[c, v])
             bend = -1.0
             if gamma != 0:
@@ -126,7 +133,7 @@ def spread_part(gradient, z, ids, first, last, power, gamma, result):  # noqa: A
                     out[v] = line[v] * (np.float32(2) * slope * line[v] - amount[v]) - rest
         for v in range(count):
             c = ids[start + v]
-            if c >= 0:
+            if 0 <= c < channels:
                 result[c, start + v] += own[v]
             else:
                 for k in range(channels):
@@ -139,7 +146,11 @@ def sum_up(logits: Tensor, target: Tensor, how: Any) -> Tensor:
     for z, ids in _items(logits, target, how.ignore):
         parts = -(-z.shape[1] // PART)
         sums = np.zeros((parts, 6, z.shape[0]))
-        share(lambda i, z=z, ids=ids, sums=sums: sum_part(z, ids, *_ends(i, z), how.power, how.gamma, sums[i]), parts)
+
+        def work(first: int, last: int, z: Any = z, ids: Any = ids, sums: Any = sums) -> None:
+            sum_parts(z, ids, first, last, how.power, how.gamma, sums)
+
+        share(work, parts)
         items.append(torch.from_numpy(sums.sum(0)))
     return torch.stack(items).float() if items else torch.zeros(0, 6, logits.shape[1])
 
@@ -151,24 +162,20 @@ def spread(gradient: Tensor, logits: Tensor, target: Tensor, how: Any) -> Tensor
     for i, (z, ids) in enumerate(_items(logits, target, how.ignore)):
         out = result[i].flatten(1).numpy() if fits else np.empty(z.shape, np.float32)
         g = gradient[i].float().contiguous().numpy()
-        parts = -(-z.shape[1] // PART)
-        share(
-            lambda k, g=g, z=z, ids=ids, out=out: spread_part(g, z, ids, *_ends(k, z), how.power, how.gamma, out), parts
-        )
+
+        def work(first: int, last: int, g: Any = g, z: Any = z, ids: Any = ids, out: Any = out) -> None:
+            spread_part(g, z, ids, first * PART, min(last * PART, z.shape[1]), how.power, how.gamma, out)
+
+        share(work, -(-z.shape[1] // PART))
         if not fits:
             result[i].copy_(torch.from_numpy(out).view(logits.shape[1:]))
     return result
 
 
 def _items(logits: Tensor, target: Tensor, ignore: int | None) -> Any:
-    """Contiguous float32 logits (C, N) and class ids (N,), -1 where ignored or without a channel, of each item."""
+    """Contiguous float32 logits (C, N) and class ids (N,), -1 where ignored, of each item."""
     for z, y in zip(logits.detach(), target, strict=True):
         ids = y[0].flatten().to(torch.int32)
-        stray = (ids < 0) | (ids >= z.shape[0])
         if ignore is not None:
-            stray |= ids == ignore
-        yield z.flatten(1).float().contiguous().numpy(), ids.masked_fill(stray, -1).numpy()
-
-
-def _ends(part: int, z: np.ndarray) -> tuple[int, int]:
-    return part * PART, min((part + 1) * PART, z.shape[1])
+            ids = ids.masked_fill(ids == ignore, -1)
+        yield z.flatten(1).float().contiguous().numpy(), ids.numpy()

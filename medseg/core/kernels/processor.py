@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -32,16 +33,21 @@ def compiled(function: Callable[..., Any], *, any_order: bool = False) -> Callab
         return numba.njit(**options)(function)
 
 
-def share(work: Callable[[int], None], parts: int) -> None:
-    """Call `work` with 0 to `parts` - 1, on as many threads as PyTorch may use."""
-    threads = min(torch.get_num_threads(), parts)
-    if threads <= 1:
-        for part in range(parts):
-            work(part)
+def share(work: Callable[[int, int], None], parts: int) -> None:
+    """Divide the numbers from 0 to `parts` into ranges, one for each thread PyTorch may use, and call `work` on each.
+
+    One call a thread, since a thread that returns to Python has to wait for Python's lock.
+    """
+    threads = max(min(torch.get_num_threads(), parts), 1)
+    ends = [parts * i // threads for i in range(threads + 1)]
+    if threads == 1:
+        work(0, parts)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, range(parts)):
-            pass
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(work, first, last) for first, last in pairwise(ends[1:])]
+        work(ends[0], ends[1])
+    for other in others:
+        other.result()
 
 
 def _dot(a: Any, b: Any, count: Any) -> Any:

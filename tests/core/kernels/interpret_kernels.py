@@ -132,7 +132,7 @@ def check_class_sums_let_nan_through_and_stand_infinity(folder: Path) -> None:
 
 def check_class_sums_opcheck(folder: Path) -> None:
     logits, target = make_class_sums_case(3, True, shape=(4, 5))
-    how = ("softmax", 1, 0.0, None, "triton")
+    how = ("softmax", 1, 0.0, None, True, "triton")
     torch.library.opcheck(class_sums_module._sum, (logits.requires_grad_(), target, *how))
     torch.library.opcheck(class_sums_module._spread, (torch.randn(2, 6, 3), logits.detach(), target, *how))
 
@@ -144,7 +144,7 @@ def check_class_sums_give_equal_bits_in_equal_runs(folder: Path) -> None:
 
 
 def check_class_sums_with_strides_beyond_32_bits(folder: Path) -> None:
-    how = class_sums_module._How("softmax", 1, 0.0, None)
+    how = class_sums_module._How("softmax", 1, 0.0, None, True)
     with far_strides(folder) as spread_out:
         for far in range(3):
             shape = [2, 2, 2]
@@ -163,7 +163,7 @@ def check_class_sums_with_strides_beyond_32_bits(folder: Path) -> None:
 def check_class_sums_write_nothing_outside(folder: Path) -> None:
     for channels, by_id in ((3, True), (5, False)):
         logits, target = make_class_sums_case(channels, by_id, shape=(7, 5))
-        how = class_sums_module._How("softmax", 1, 0.0, None)
+        how = class_sums_module._How("softmax", 1, 0.0, None, True)
         with padded_outputs() as buffers:
             class_sums_triton.sum_up(logits, target, how)
             class_sums_triton.spread(torch.randn(2, 6, channels), logits, target, how)

@@ -53,12 +53,19 @@ def test_sums_and_gradients_are_those_of_the_formulas(options, seed):
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(2, 20), st.integers(1, 700), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
-def test_compiled_loops_give_the_sums_of_plain_pytorch(channels, voxels, dtype):
+@given(
+    st.fixed_dictionaries(CHOICES),
+    st.integers(1, 20),
+    st.integers(1, 700),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_compiled_loops_give_the_sums_of_plain_pytorch(options, channels, voxels, by_id, dtype):
     torch.manual_seed(voxels)
-    logits = (5 * torch.randn(2, channels, voxels)).to(dtype).requires_grad_()
-    target = torch.randint(0, channels, (2, 1, voxels))
-    left, right = (torch.stack(class_sums(logits, target, backend=backend)) for backend in ("auto", "torch"))
+    logits = (5 * torch.randn(2, channels, voxels)).to(dtype)
+    logits = (logits.float().sigmoid().to(dtype) if options["activation"] == "none" else logits).requires_grad_()
+    target = torch.randint(0, channels, (2, 1, voxels)) if by_id else torch.rand(2, channels, voxels).round()
+    left, right = (torch.stack(class_sums(logits, target, backend=b, **options)) for b in ("auto", "torch"))
     torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
     given_gradient = torch.randn_like(left)
     (one,), (other,) = (torch.autograd.grad((sums * given_gradient).sum(), logits) for sums in (left, right))
@@ -108,7 +115,7 @@ def test_the_number_of_threads_changes_no_bit():
 def test_the_registered_operations_pass_opcheck():
     logits, target = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 1, 4, 5))
     for activation in ("softmax", "sigmoid"):
-        how = (activation, 1, 0.0, None, "auto")
+        how = (activation, 1, 0.0, None, True, "auto")
         torch.library.opcheck(module._sum, (logits.clone().requires_grad_(), target, *how))
         torch.library.opcheck(module._spread, (torch.randn(2, 6, 3), logits, target, *how))
 
