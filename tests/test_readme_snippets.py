@@ -49,14 +49,14 @@ def test_the_module_of_lightning_trains(tmp_path):
 
     torch.manual_seed(0)
     module = run("Lightning")["Segmentation"]()
-    before = module.network.state_dict()["model.0.conv.unit0.conv.weight"].clone()
+    before = [parameter.clone() for parameter in module.parameters()]
     item = {"image": torch.rand(1, 16, 16, 16), "label": torch.randint(2, (1, 16, 16, 16))}
     trainer = lightning.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(module, torch.utils.data.DataLoader([item, item]))
-    assert not torch.equal(before, module.network.state_dict()["model.0.conv.unit0.conv.weight"])
+    assert not any(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
 
 
 def test_the_trainer_of_nnunet_builds_a_loss_for_its_lists(monkeypatch):
