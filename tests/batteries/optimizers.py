@@ -206,7 +206,7 @@ def runs_a_closure_with_gradients(cls: Optimizer, kwargs: dict[str, Any]) -> Non
 
 
 def drops_steps_that_are_not_finite(cls: Optimizer, kwargs: dict[str, Any]) -> None:
-    """With `skip_nonfinite`, a NaN among the gradients leaves everything as it was; without, it enters."""
+    """With `skip_nonfinite`, a NaN among the gradients leaves everything as it was; without, it shows."""
     weights, grads = make_weights(), next(make_gradients())
     before = {n: w.detach().clone() for n, w in weights.items()}
     grads["conv"][0, 0] = float("nan")
@@ -214,10 +214,8 @@ def drops_steps_that_are_not_finite(cls: Optimizer, kwargs: dict[str, Any]) -> N
     assert_same(run(optimizer, weights, [grads]), before, rtol=0, atol=0)
     assert optimizer.num_skipped == 1
     assert not optimizer.state
-    plain = cls(weights.values(), **kwargs)
-    run(plain, weights, [grads])
-    moments = [v for v in plain.state[weights["conv"]].values() if torch.is_tensor(v)]
-    assert any(torch.isnan(tensor).any() for tensor in (weights["conv"], *moments))
+    run(cls(weights.values(), **kwargs), weights, [grads])
+    assert torch.isnan(weights["conv"]).any()
 
 
 def survives_a_skipped_step_of_the_scaler(cls: Optimizer, kwargs: dict[str, Any]) -> None:

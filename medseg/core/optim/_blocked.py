@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -98,9 +97,9 @@ class BlockedOptimizer(Optimizer):
                 if isinstance(value, torch.Tensor) and value.dtype != self.state[p][name].dtype:
                     self.state[p][name] = value.to(self.state[p][name].device, copy=True)
 
-    @abstractmethod
     def _update(self, span: Span, group: Group, *, matrices: bool) -> None:
         """Change the weights of a span in place; `matrices` says whether they have two axes or more."""
+        raise NotImplementedError(f"{type(self).__name__} must define _update, or _step_few")
 
     def _check_group(self, group: Group) -> None:
         """Check the options of a group; subclasses add theirs."""
@@ -131,17 +130,21 @@ class BlockedOptimizer(Optimizer):
         yield from found.values()
 
     def _step_bucket(self, owners: list[torch.Tensor], group: Group) -> None:
-        matrices = owners[0].ndim > 1
         foreach = group["foreach"]
         if foreach is None:
             foreach = owners[0].device.type != "cpu" or torch.compiler.is_compiling()
-        # Without foreach one parameter at a time is made ready: a copy in full precision then never holds all of them.
+        # Without foreach few parameters at a time are made ready: copies in full precision never hold all of them.
         for few in [owners] if foreach else runs_of(owners):
-            slots = [self._slot(p, group) for p in few]
-            for span in [whole_span(slots)] if foreach else cut_spans(slots, self._reach(group, matrices=matrices)):
-                self._update(span, group, matrices=matrices)
-            for p, slot in zip(few, slots, strict=True):
-                self._write_back(p, slot, group)
+            self._step_few(few, group, foreach=foreach)
+
+    def _step_few(self, few: list[torch.Tensor], group: Group, *, foreach: bool) -> None:
+        """Count and do a step of some parameters of one device, type and kind."""
+        matrices = few[0].ndim > 1
+        slots = [self._slot(p, group) for p in few]
+        for span in [whole_span(slots)] if foreach else cut_spans(slots, self._reach(group, matrices=matrices)):
+            self._update(span, group, matrices=matrices)
+        for p, slot in zip(few, slots, strict=True):
+            self._write_back(p, slot, group)
 
     def _slot(self, p: torch.Tensor, group: Group) -> Slot:
         """Views of a parameter and its moments, or copies in full precision where there can be no view."""

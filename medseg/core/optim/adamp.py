@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from medseg.core.optim._adam import adam_steps
 from medseg.core.optim._blocked import BlockedOptimizer, Group
 from medseg.core.optim._blocks import Batch, Reach, Span
 from medseg.core.optim._checks import check_betas, check_choice, check_least, check_share
@@ -116,41 +117,9 @@ class AdamP(BlockedOptimizer):
 
     def _steps(self, batch: Batch, group: Group) -> Sequence[torch.Tensor]:
         """Advance the moments, and give what Adam would add to the weights."""
-        if group["foreach"] is not True and not group["nesterov"] and batch.is_on_cpu:
-            return _fused_steps(batch, group)
-        beta1, beta2 = group["betas"]
-        mean, square = batch.states["exp_avg"], batch.states["exp_avg_sq"]
-        torch._foreach_lerp_(mean, batch.grads, 1 - beta1)
-        torch._foreach_mul_(square, beta2)
-        torch._foreach_addcmul_(square, batch.grads, batch.grads, 1 - beta2)
-        scale = torch._foreach_sqrt(square)
-        torch._foreach_div_(scale, [(1 - beta2**t) ** 0.5 for t in batch.steps])
-        torch._foreach_add_(scale, group["eps"])
-        ahead = torch._foreach_lerp(mean, batch.grads, 1 - beta1) if group["nesterov"] else mean
-        steps = torch._foreach_div(ahead, scale)
-        torch._foreach_mul_(steps, [-group["lr"] / (1 - beta1**t) for t in batch.steps])
-        return steps
-
-
-def _fused_steps(batch: Batch, group: Group) -> Sequence[torch.Tensor]:
-    """The same in one pass over memory: what torch's kernel for Adam makes of weights that are zero."""
-    steps = [torch.zeros_like(grad) for grad in batch.grads]
-    torch._fused_adam_(
-        steps,
-        batch.grads,
-        batch.states["exp_avg"],
-        batch.states["exp_avg_sq"],
-        [],
-        [torch.tensor(t, dtype=torch.float32) for t in batch.steps],
-        lr=float(group["lr"]),
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        weight_decay=0.0,
-        eps=group["eps"],
-        amsgrad=False,
-        maximize=False,
-    )
-    return steps
+        moments = batch.states["exp_avg"], batch.states["exp_avg_sq"]
+        fused = batch.is_on_cpu and group["foreach"] is not True
+        return adam_steps(batch.grads, moments, batch.steps, group, nesterov=group["nesterov"], fused=fused)
 
 
 def check_projection(group: Group) -> None:

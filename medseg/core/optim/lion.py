@@ -21,8 +21,8 @@ Algorithms" (2023); Chen, Liu, Liang, Liu, "Lion Secretly Solves Constrained Opt
 
 Advice of the first: a learning rate 3 to 10 times smaller, and a decay as many times larger, than for AdamW. Decay
 neither biases nor normalisation (`decay_groups`): a bound below 1 would hold their scales down. Clipping gradients by
-norm does next to nothing here; scaling the loss in half precision stays needed, since sign(0) = 0. And sign(NaN) = 0:
-after a gradient of NaN its momentum stays NaN and the weight stands still; use `skip_nonfinite` to drop such steps.
+norm does next to nothing here; scaling the loss in half precision stays needed, since sign(0) = 0. A gradient of NaN or
+infinity makes its weight NaN, where the sign alone would hide it.
 """
 
 from __future__ import annotations
@@ -135,6 +135,8 @@ class Lion(BlockedOptimizer):
         for batch, us in zip(span, ahead, strict=True):
             if group["weight_decay"]:
                 torch._foreach_mul_(batch.params, 1 - group["lr"] * group["weight_decay"])
+            # Nothing times the gradient: sign(NaN) is 0, and would hide it.
+            torch._foreach_add_(us, batch.grads, alpha=0.0)
             torch._foreach_mul_(us, -group["lr"])
             torch._foreach_add_(batch.params, us)
             torch._foreach_lerp_(batch.states["exp_avg"], batch.grads, 1 - beta2)
