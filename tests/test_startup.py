@@ -36,7 +36,7 @@ def test_importing_the_package_loads_nothing_heavy():
     [
         ["--help"],
         ["--version"],
-        *([verb, "--help"] for verb in ("predict", "train", "adapt", "evaluate", "stats", "info", "bundle")),
+        *([verb, "--help"] for verb in ("predict", "train", "adapt", "evaluate", "stats", "info", "bundle", "scaling")),
     ],
     ids=" ".join,
 )

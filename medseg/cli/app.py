@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import medseg
-from medseg.cli import adapt, bundle, evaluate, info, nnunet_path, predict, stats, train
+from medseg.cli import adapt, bundle, evaluate, info, nnunet_path, predict, scaling, stats, train
 
 app = typer.Typer(
     name="medseg",
@@ -45,6 +45,7 @@ app.command("stats", short_help="Measure every label of a mask.")(stats.stats)
 app.command("info", short_help="Show versions, bundles and devices.")(info.info)
 app.command("nnunet-path", short_help="Print the folder of trainers for nnU-Net.")(nnunet_path.nnunet_path)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(scaling.app, name="scaling")
 
 
 def main() -> None:

@@ -8,9 +8,11 @@ from medseg.data.datalist import is_nifti, list_images, load_datalist, strip_nif
 from medseg.data.inputs import Case, OutputNames, find_cases, name_outputs
 from medseg.data.phantoms import make_phantom, write_phantom_dataset
 from medseg.data.rater_phantom import make_rater_phantom, write_rater_phantoms
+from medseg.data.runs_table import read_runs
 from medseg.data.sample_ids import hash_samples, sample_names, with_sample_ids
 from medseg.data.time_separation import PerfusionScan
 from medseg.data.topology_phantoms import make_topology_phantom
+from medseg.data.training_curve import TrainingCurve, read_training_curve
 from medseg.data.vessel_phantom import VesselPhantom, make_vessel_phantom, write_vessel_phantoms
 from medseg.data.volume import (
     Volume,
@@ -31,6 +33,7 @@ __all__ = [
     "OutputNames",
     "PROSTATE_ZONES",
     "PerfusionScan",
+    "TrainingCurve",
     "VesselPhantom",
     "Volume",
     "VolumeError",
@@ -53,6 +56,8 @@ __all__ = [
     "read_channels",
     "read_image",
     "read_mask",
+    "read_runs",
+    "read_training_curve",
     "sample_names",
     "strip_nifti_ending",
     "with_sample_ids",

@@ -9,6 +9,7 @@ from medseg.report.preview import draw_preview
 from medseg.report.run_report import RunReport
 from medseg.report.sample_contours import draw_sample_contours
 from medseg.report.sample_weights import draw_sample_weights, summarise_sample_weights
+from medseg.report.scaling import draw_annotation_budget, draw_extrapolation
 from medseg.report.schedule import draw_schedule
 from medseg.report.statistics import label_statistics, write_statistics
 from medseg.report.topology import draw_topology
@@ -17,6 +18,8 @@ from medseg.report.volume_spread import volume_spread
 __all__ = [
     "RunReport",
     "draw_adaptation",
+    "draw_annotation_budget",
+    "draw_extrapolation",
     "draw_mip_preview",
     "draw_preview",
     "draw_sample_contours",

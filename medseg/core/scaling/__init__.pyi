@@ -1,6 +1,9 @@
 from .allocation import ComputeOptimum, EncoderShare, best_encoder_share, compute_optimum
 from .annealing import AnnealingLaw, annealing_sums, best_decay_start, fit_annealing
+from .curve_extrapolation import CurveExtrapolator, CurvePosterior, StopAdvice, stop_advice
+from .curve_families import CURVE_FAMILIES, curve_family
 from .data_laws import AnnotationBudget, annotation_budget, data_efficiency
+from .data_selection import RepeatedSubsetSampler, prototype_difficulty, select_subset
 from .inverse_law import CriticalBatchLaw, EnsembleLaw, critical_batch_size, ensemble_losses
 from .law import ScalingLaw
 from .mixture import MixtureLaw, critical_mixture_ratio
@@ -9,6 +12,7 @@ from .power_law import PowerLawOffset
 from .scaling_fit import Backtest, ExtrapolationWarning, IdentifiabilityWarning, Prediction, ScalingFit, Solution
 
 __all__ = [
+    "CURVE_FAMILIES",
     "AnnealingLaw",
     "AnnotationBudget",
     "Backtest",
@@ -16,6 +20,8 @@ __all__ = [
     "ChinchillaLaw",
     "ComputeOptimum",
     "CriticalBatchLaw",
+    "CurveExtrapolator",
+    "CurvePosterior",
     "EncoderShare",
     "EnsembleLaw",
     "ExtrapolationWarning",
@@ -24,9 +30,11 @@ __all__ = [
     "OpenAILaw",
     "PowerLawOffset",
     "Prediction",
+    "RepeatedSubsetSampler",
     "ScalingFit",
     "ScalingLaw",
     "Solution",
+    "StopAdvice",
     "annealing_sums",
     "annotation_budget",
     "best_decay_start",
@@ -34,7 +42,11 @@ __all__ = [
     "compute_optimum",
     "critical_batch_size",
     "critical_mixture_ratio",
+    "curve_family",
     "data_efficiency",
     "ensemble_losses",
     "fit_annealing",
+    "prototype_difficulty",
+    "select_subset",
+    "stop_advice",
 ]
