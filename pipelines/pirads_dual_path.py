@@ -45,7 +45,8 @@ from monai.engines.utils import IterationEvents
 from monai.losses.dice import DiceLoss
 from paired_comparison import compare_methods, draw_differences, markdown_table
 
-from medseg.data import PROSTATE_ZONES, atomic_path, make_zone_phantom
+from medseg.data import atomic_path, make_zone_phantom
+from medseg.data.zone_phantom import PROSTATE_ZONES
 from medseg.engines import CoTrainingTrainer
 from medseg.losses import CoTrainingDisagreementLoss, DualPathZoneLoss
 from medseg.metrics import compute_contour_distance, compute_dice

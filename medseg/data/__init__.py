@@ -7,6 +7,7 @@ from medseg.data.cone_beam import ConeBeamScan, add_metal
 from medseg.data.datalist import is_nifti, list_images, load_datalist, strip_nifti_ending
 from medseg.data.inputs import Case, OutputNames, find_cases, name_outputs
 from medseg.data.phantoms import make_phantom, write_phantom_dataset
+from medseg.data.prostatex_zones import convert_prostatex_zones, find_prostatex_cases, read_prostatex_label
 from medseg.data.rater_phantom import make_rater_phantom, write_rater_phantoms
 from medseg.data.runs_table import read_runs
 from medseg.data.sample_ids import hash_samples, sample_names, with_sample_ids
@@ -23,7 +24,7 @@ from medseg.data.volume import (
     read_mask,
 )
 from medseg.data.writing import write_map, write_mask, write_probabilities
-from medseg.data.zone_phantom import PROSTATE_ZONES, ZonePhantom, make_zone_phantom, write_zone_phantoms
+from medseg.data.zone_phantom import ZonePhantom, make_zone_phantom, write_zone_phantoms
 
 __all__ = [
     "ABDOMEN_LABELS",
@@ -31,7 +32,6 @@ __all__ = [
     "ClassRatioPrior",
     "ConeBeamScan",
     "OutputNames",
-    "PROSTATE_ZONES",
     "PerfusionScan",
     "TrainingCurve",
     "VesselPhantom",
@@ -41,7 +41,9 @@ __all__ = [
     "add_metal",
     "atomic_path",
     "check_same_grid",
+    "convert_prostatex_zones",
     "find_cases",
+    "find_prostatex_cases",
     "hash_samples",
     "is_nifti",
     "list_images",
@@ -56,6 +58,7 @@ __all__ = [
     "read_channels",
     "read_image",
     "read_mask",
+    "read_prostatex_label",
     "read_runs",
     "read_training_curve",
     "sample_names",

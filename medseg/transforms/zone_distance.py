@@ -23,7 +23,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, Transform
 from monai.utils.enums import TransformBackends
 
-from medseg.data import PROSTATE_ZONES
+from medseg.data.zone_phantom import PROSTATE_ZONES
 
 
 class ZoneDistance(Transform):

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from medseg.data import PROSTATE_ZONES, load_datalist, make_zone_phantom, read_mask, write_zone_phantoms
+from medseg.data import load_datalist, make_zone_phantom, read_mask, write_zone_phantoms
+from medseg.data.zone_phantom import PROSTATE_ZONES
 from medseg.networks.dual_path import ZONES
 
 SMALL = {"shape": (40, 40, 12), "spacing": (1.5, 1.5, 4.0)}
