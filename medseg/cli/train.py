@@ -122,6 +122,8 @@ def _print_epoch(state: TrainingProgress) -> None:
 
 def _describe(state: TrainingProgress) -> str:
     text = f"epoch {state.epoch}/{state.max_epochs}, loss {state.loss:.4f}"
+    if state.stage is not None:
+        text = f"stage {state.stage}, {text}"
     if state.best_metric is not None:
         text += f", best {state.best_metric:.4f} (epoch {state.best_epoch})"
     return text

@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Events
-from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator, SupervisedTrainer, default_prepare_batch
 from monai.handlers import IgniteMetricHandler, ValidationHandler
+from monai.inferers import Inferer
 from torch.optim.swa_utils import update_bn
 
 from medseg.data import atomic_path
@@ -81,6 +82,8 @@ class SerialTrainer:
         max_epochs: length of the stages that name none.
         batch_size: items a step.
         val_interval: epochs between validations.
+        val_inferer: how the network is run on a validation item, such as `monai.inferers.SliceInferer` where items are
+            volumes and the network takes slices; items then come one by one. None runs it on whole items.
         seed: seed of order and augmentation; every stage has its own derived from it.
         device: where to train.
         subject_key: key of the subject in an item.
@@ -112,6 +115,7 @@ class SerialTrainer:
         max_epochs: int = 500,
         batch_size: int = 8,
         val_interval: int = 1,
+        val_inferer: Inferer | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
         subject_key: str = "subject",
@@ -129,7 +133,8 @@ class SerialTrainer:
         self.network, self.stages, self.loss, self.optimizer_factory = network, list(stages), loss, optimizer_factory
         self.out_dir, self.resume, self.seed, self.device = Path(out_dir), resume, seed, torch.device(device)
         self.selection_metric, self.max_epochs, self.batch_size = selection_metric, max_epochs, batch_size
-        self.val_interval, self.subject_key, self.progress = val_interval, subject_key, progress
+        self.val_interval, self.val_inferer = val_interval, val_inferer
+        self.subject_key, self.progress = subject_key, progress
 
     def run(self) -> list[StageResult]:
         """Run all stages that are not done yet.
@@ -155,6 +160,12 @@ class SerialTrainer:
             results.append(result)
         self._load(self._weights(results[-1], "best"), strict=True)
         return results
+
+    def export(self, path: str | Path) -> None:
+        """Write the network's weights, after `run` the best of the last stage, as a flat state dict."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as part:
+            torch.save({name: value.detach().cpu() for name, value in self.network.state_dict().items()}, part)
 
     def describe(self) -> dict[str, Any]:
         """Settings that decide the results, as JSON."""
@@ -281,10 +292,12 @@ class SerialTrainer:
         metric = IgniteMetricHandler(loss_fn=measure, output_transform=_stack, save_details=False)
         return SupervisedEvaluator(
             device=self.device,
-            val_data_loader=DataLoader(data, batch_size=self.batch_size),
+            val_data_loader=DataLoader(data, batch_size=self.batch_size if self.val_inferer is None else 1),
             network=self.network,
+            inferer=self.val_inferer,
             key_val_metric={self.selection_metric: metric},
             metric_cmp_fn=(lambda new, best: new < best) if lower else (lambda new, best: new > best),
+            prepare_batch=_prepare,
             decollate=False,
         )
 
@@ -311,6 +324,7 @@ class SerialTrainer:
             network=self.network,
             optimizer=optimizer,
             loss_function=self.loss,
+            prepare_batch=_prepare,
             train_handlers=[EpochSeeder(seed, _randomizable(stage)), StopOnNonFiniteLoss(), *validation, checkpoint],
             decollate=False,
         )
@@ -340,6 +354,12 @@ def hash_file(path: Path) -> str:
 def _randomizable(stage: Stage) -> Any:
     """The stage's transforms, if they can be seeded."""
     return stage.transforms if hasattr(stage.transforms, "set_random_state") else None
+
+
+def _prepare(batch: Any, device: torch.device | None, non_blocking: bool, **options: Any) -> Any:
+    """Image and label as plain tensors: what MONAI's carry along costs more than small layers do."""
+    pair = default_prepare_batch(batch, device, non_blocking, **options)
+    return tuple(t.as_tensor() if isinstance(t, MetaTensor) else t for t in pair)
 
 
 def _stack(output: Any) -> tuple[torch.Tensor, torch.Tensor]:

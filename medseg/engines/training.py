@@ -3,6 +3,8 @@
 The run folder is itself a bundle: configs and documents of the source, `models/model.pt` (best weights) and
 `models/last.pt` (everything needed to go on), `tensorboard/`, and `run.json`, which records the settings. It can be
 handed to `medseg predict --bundle` as it is.
+
+Where the trainer is a `medseg.engines.SerialTrainer`, `stages/` holds one such bundle for each stage, and the manifest.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
-from monai.engines import Workflow
+from monai.engines import SupervisedTrainer, Workflow
 
 import medseg
 from medseg.bundles import Bundle
@@ -29,6 +32,8 @@ from medseg.data import atomic_path
 from medseg.engines.config_errors import plain_config_errors
 from medseg.engines.devices import select_device
 from medseg.engines.handlers import TrainingCheckpoint
+from medseg.engines.serial_trainer import MANIFEST, SerialTrainer
+from medseg.engines.stage import Stage
 
 RUN_RECORD = "run.json"
 # Parts of the source bundle that a run folder takes over; weights and earlier runs stay behind.
@@ -48,6 +53,7 @@ class TrainingProgress:
         best_metric: best validation metric so far, None before the first validation.
         best_epoch: its epoch.
         epoch_done: this is the last report of the epoch, after validation.
+        stage: the running stage of serial training, whose epochs these are; None elsewhere.
     """
 
     epoch: int
@@ -58,6 +64,7 @@ class TrainingProgress:
     best_metric: float | None
     best_epoch: int | None
     epoch_done: bool
+    stage: str | None = None
 
 
 def train_bundle(
@@ -128,7 +135,9 @@ def train_bundle(
         _apply_overrides(workflow, changes)
         workflow.initialize()
         trainer = workflow.parser.get_parsed_content("train::trainer")
-        if progress is not None and is_first:
+        if isinstance(trainer, SerialTrainer):
+            trainer.progress = None if progress is None else partial(_report_stage, progress)
+        elif progress is not None and is_first:
             _report_progress(trainer, workflow.parser.get_parsed_content("validate::evaluator"), progress)
         try:
             workflow.run()
@@ -137,14 +146,18 @@ def train_bundle(
                 torch.distributed.barrier()
         finally:
             _finalize(workflow)
+    if isinstance(trainer, SerialTrainer):
+        for folder in sorted(p.parent for p in trainer.out_dir.glob("*/models")):
+            _copy_parts(bundle, folder)
     return output
 
 
 def _prepare_folder(bundle: Bundle, output: Path, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-    record, last = output / RUN_RECORD, output / "models" / TrainingCheckpoint.LAST
+    record, stages = output / RUN_RECORD, output / "stages"
+    traces = (output / "models" / TrainingCheckpoint.LAST, stages / MANIFEST)
     if output.resolve() == bundle.path.resolve():
         raise ValueError(f"output is the bundle itself ({output}); give another folder, the source stays untouched")
-    if last.is_file() and not (resume or overwrite):
+    if any(p.is_file() for p in traces) and not (resume or overwrite):
         raise FileExistsError(f"{output} holds a training run; use --resume to go on, or --overwrite to start anew")
     if resume and record.is_file():
         earlier = json.loads(record.read_text(encoding="utf-8"))["settings"]
@@ -153,19 +166,25 @@ def _prepare_folder(bundle: Bundle, output: Path, settings: Mapping[str, Any], r
                 f"{output} was trained with other settings ({earlier}) than asked for now ({dict(settings)}); "
                 "resume with the same settings, or start anew in another folder"
             )
-    for name in _COPIED:
-        source = bundle.path / name
-        if source.is_dir():
-            shutil.copytree(source, output / name, dirs_exist_ok=True)
-        elif source.is_file():
-            output.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, output / name)
+    _copy_parts(bundle, output)
     if overwrite and not resume:
+        shutil.rmtree(stages, ignore_errors=True)
         for name in (TrainingCheckpoint.LAST, TrainingCheckpoint.BEST):
             (output / "models" / name).unlink(missing_ok=True)
     with atomic_path(record) as part:
         content = {"settings": dict(settings), "medseg": medseg.__version__, "torch": torch.__version__}
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_parts(bundle: Bundle, folder: Path) -> None:
+    """Make a folder a bundle, but for its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _COPIED:
+        source = bundle.path / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, dirs_exist_ok=True)
+        elif source.is_file():
+            shutil.copyfile(source, folder / name)
 
 
 def _apply_overrides(workflow: ConfigWorkflow, overrides: Mapping[str, Any]) -> None:
@@ -203,6 +222,27 @@ def _report_progress(trainer: Workflow, evaluator: Workflow, progress: Callable[
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, after_iteration)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: report(engine, epoch_done=True))
+
+
+def _report_stage(
+    progress: Callable[[TrainingProgress], None], number: int, stage: Stage, engine: SupervisedTrainer
+) -> None:
+    length, output = int(engine.state.epoch_length or 0), engine.state.output
+    iteration = engine.state.iteration - (engine.state.epoch - 1) * length
+    first: Any = output[0] if isinstance(output, list) else output
+    progress(
+        TrainingProgress(
+            epoch=engine.state.epoch,
+            max_epochs=int(engine.state.max_epochs or 0),
+            iteration=iteration,
+            epoch_length=length,
+            loss=float(torch.as_tensor(first["loss"]).detach()),
+            best_metric=None,
+            best_epoch=None,
+            epoch_done=iteration == length,
+            stage=stage.name,
+        )
+    )
 
 
 def _finalize(workflow: ConfigWorkflow) -> None:
