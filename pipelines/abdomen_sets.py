@@ -2,7 +2,7 @@
 
 The subjects are phantoms (`medseg.data.make_abdomen_phantom`); what a scanner does to them is simulated, slice by slice
 (`medseg.data.ConeBeamScan`, `PerfusionScan`). The only real subject is a CT whose liver another network outlined; it is
-scanned in the same way and never learnt from. Slices have 48 x 48 pixels of 7.5 mm.
+scanned in the same way and never learnt from. Slices have 32 x 32 pixels of 12 mm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from skimage.transform import resize
 
 from medseg.data import ABDOMEN_LABELS, ConeBeamScan, PerfusionScan, add_metal, atomic_path, make_abdomen_phantom
 
-SIZE, SPACING, SLICES = 48, 7.5, 8
+SIZE, SPACING, SLICES = 32, 12.0, 8
 MODALITIES = ("ct", "cone_beam", "tst")
 ARM = {"sweep": 165.0, "scatter": 0.3, "hardening": 0.02}
 CONE_BEAM = ConeBeamScan(views=60, photons=1e5, motion=3.0, **ARM)
@@ -81,7 +81,7 @@ def scan(anatomy: Anatomy, modality: str, seed: int, *, metal: bool = False, tru
     """See an anatomy as a modality does, (X, Y, slices) in [0, 1], each slice from its 0.5th to 99.5th percentile."""
     rest, uptake = anatomy.rest, anatomy.uptake
     if metal:
-        rest = add_metal(rest, anatomy.label == 1, pieces=4, seed=seed)
+        rest = add_metal(rest, anatomy.label == 1, pieces=4, radius=0.5, density=4000.0, seed=seed)
     width = TRUNCATED if truncated else None
     if modality == "ct":
         noise = np.random.default_rng([seed, 3]).normal(0, 12, rest.shape)
@@ -127,7 +127,7 @@ def _repeat(items: Sequence[dict[str, Any]], count: int) -> Iterator[dict[str, A
 
 
 def _resize(volume: np.ndarray) -> np.ndarray:
-    """Slices of 3 mm at the phantoms' spacing, to a fiftieth."""
+    """Slices of 3 mm at the phantoms' spacing, to a few hundredths."""
     shape = [int(n * 3.0 / SPACING) for n in volume.shape[:2]]
     return resize(volume, (*shape, volume.shape[2]), order=1, anti_aliasing=True, preserve_range=True)
 

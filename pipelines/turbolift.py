@@ -4,16 +4,16 @@
     python pipelines/turbolift.py --data DIR --out DIR --threads 1      and a real CT, scanned in the same way, to test
     python pipelines/turbolift.py --out DIR --quick                     a few steps, about a minute
 
-Modalities are simulated (`abdomen_sets.py`). 16 subjects have a CT, 4 of these a cone-beam CT, 2 of these a perfusion
+Modalities are simulated (`abdomen_sets.py`). 16 subjects have a CT, 4 of these a cone-beam CT, 1 of these a perfusion
 scan; the rest is for choosing weights or for testing. Every method gets the same network, initial weights and number of
 steps of equally many slices: serial ones a third of them in each modality, "target only" all of them on the target,
 "joint" all of them on the three modalities mixed one to one to one. All are tested on the target.
 
 Source: Haseljic et al., "Liver segmentation using Turbolift learning for CT and cone-beam C-arm perfusion imaging"
-(Computers in Biology and Medicine, 2023). Where this differs: simulated scans of drawn subjects, slices of 48 x 48
-pixels, a quarter of the channels and fewer at the coarse scales, minutes of training at a higher learning rate, batches
-of 4 without accumulation, augmentation in every stage, slices scaled from percentiles instead of extremes, weights chosen
-by a subject that is neither learnt from nor tested on, a fixed threshold of 0.5, Dice of subjects instead of slices.
+(Computers in Biology and Medicine, 2023). Where this differs: simulated scans of drawn subjects, slices of 32 x 32
+pixels, few channels or a plain U-Net (`--network unet`), minutes of training at a higher learning rate, small batches
+without accumulation, slices augmented once ahead and in every stage, scaled from percentiles instead of extremes,
+weights chosen by a subject neither learnt from nor tested on, a fixed threshold of 0.5, Dice of subjects instead of slices.
 
 Each run leaves DIR/runs/METHOD-SEED.json and is not repeated; a killed one goes on where its stage stood. results.json,
 results.md and differences.png are written at the end.
@@ -26,14 +26,15 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from abdomen_sets import MODALITIES, Subject, all_items, load_phantoms, load_subject, read_anatomy
+from monai.networks.nets import UNet
 from paired_comparison import compare_methods, draw_differences, markdown_table
 
 from medseg.data import atomic_path
@@ -66,19 +67,27 @@ METRICS = {"dice": "Dice"}
 class Budget:
     """Who is learnt from, and for how long; steps are epochs x steps x 3."""
 
-    training: tuple[int, int, int] = (16, 4, 2)  # subjects with a CT, a cone-beam CT, a perfusion scan
+    training: tuple[int, int, int] = (16, 4, 1)  # subjects with a CT, a cone-beam CT, a perfusion scan
     validation: int = 1
     testing: int = 10
-    epochs: int = 8
-    steps: int = 8
+    epochs: int = 5
+    steps: int = 32
     batch: int = 4
     rate: float = 3e-3
+    network: str = "attention"
     features: tuple[int, ...] = (8, 16, 32, 48, 64)
     up_features: tuple[int, ...] = (8, 16, 8, 8)
 
 
-def build_network(budget: Budget, seed: int) -> MultiScaleAttentionUNet:
+# A step of the plain network takes a small part of the time.
+BUDGETS = {"attention": Budget(), "unet": Budget(network="unet", epochs=8, steps=16, batch=8)}
+
+
+def build_network(budget: Budget, seed: int) -> torch.nn.Module:
+    """Turbolift's network, or a plain U-Net: the recipe takes any."""
     torch.manual_seed(seed)
+    if budget.network == "unet":
+        return UNet(2, 1, 1, channels=(8, 16, 32), strides=(2, 2), num_res_units=1, norm="BATCH")
     return MultiScaleAttentionUNet(2, features=budget.features, up_features=budget.up_features)
 
 
@@ -88,42 +97,45 @@ def build_loss() -> DeepSupervisionLoss:
     return DeepSupervisionLoss(loss, [0.25] * 4, resize="strided_labels")
 
 
-def plan_stages(method: str, budget: Budget, cache: Path) -> list[Stage]:
+def plan_stages(method: str, budget: Budget, folder: Path) -> list[Stage]:
     """The stages of a method; all methods have the same number of steps."""
+    count = budget.steps * budget.batch
     training, validation = {}, {}
     for modality, subjects in zip(MODALITIES, budget.training, strict=True):
-        training[modality] = load_phantoms(cache, modality, range(subjects))
-        validation[modality] = load_phantoms(cache, modality, range(100, 100 + budget.validation))
-    count, augment = (
-        budget.steps * budget.batch,
-        RandFlipShiftRotated(["image", "label"], max_shift=2, mode=["bilinear", "nearest"]),
-    )
+        training[modality] = load_training(folder, modality, subjects, count)
+        validation[modality] = load_phantoms(folder, modality, range(100, 100 + budget.validation))
     tested = [{"subject": f"phantom{seed}"} for seed in test_seeds(budget)]
 
     def stage(name: str, items: list[dict[str, Any]], epochs: int) -> Stage:
         held = all_items(validation[name if name in MODALITIES else "tst"])
-        return Stage(
-            name, items, held, tested, epochs, budget.rate, transforms=augment, val_transforms=lambda item: item
-        )
+        return Stage(name, items, held, tested, epochs, budget.rate)
 
     if method == "target":
-        return [stage("tst", all_items(training["tst"], count), 3 * budget.epochs)]
+        return [stage("tst", training["tst"], 3 * budget.epochs)]
     if method == "joint":
-        mixed = [item for modality in MODALITIES for item in all_items(training[modality], count)]
+        mixed = [item for modality in MODALITIES for item in training[modality]]
         return [stage("joint", mixed, budget.epochs)]
-    return [stage(name, all_items(training[name], count), budget.epochs) for name in ORDERS[method]]
+    return [stage(name, training[name], budget.epochs) for name in ORDERS[method]]
+
+
+@cache
+def load_training(folder: Path, modality: str, subjects: int, count: int) -> list[dict[str, Any]]:
+    """Slices of the subjects, repeated to a count, each changed at random once: the same for all methods and seeds."""
+    augment = RandFlipShiftRotated(["image", "label"], max_shift=2, mode=["bilinear", "nearest"])
+    augment.set_random_state(seed=0)
+    changed = [augment(item) for item in all_items(load_phantoms(folder, modality, range(subjects)), count)]
+    return [{**i, "image": i["image"].as_tensor(), "label": i["label"].as_tensor()} for i in changed]
 
 
 def test_seeds(budget: Budget) -> range:
-    return range(200, 200 + budget.testing)
+    return range(300, 300 + budget.testing)
 
 
-def load_tests(budget: Budget, cache: Path, data: Path | None) -> dict[str, list[Subject]]:
+def load_tests(budget: Budget, folder: Path, data: Path | None) -> dict[str, list[Subject]]:
     """The subjects of every test set; the real CT is a set of its own."""
-    tests = {name: load_phantoms(cache, m, test_seeds(budget), **flaws) for name, (m, flaws) in SETS.items()}
+    tests = {name: load_phantoms(folder, m, test_seeds(budget), **flaws) for name, (m, flaws) in SETS.items()}
     if data is not None:
-        folder = data / "abdomen_ct_mr"
-        tests["real"] = [load_subject(cache, "real", lambda: read_anatomy(folder), "tst", 0)]
+        tests["real"] = [load_subject(folder, "real", lambda: read_anatomy(data / "abdomen_ct_mr"), "tst", 0)]
     return tests
 
 
@@ -225,6 +237,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder that holds abdomen_ct_mr/, for a test on a real CT")
     parser.add_argument("--out", type=Path, required=True, help="folder for scans, runs, table and figure")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="all by default")
+    parser.add_argument("--network", choices=list(BUDGETS), default="attention", help="Turbolift's by default")
+    parser.add_argument("--epochs", type=int, help="length of a stage, in place of the network's usual one")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0 on")
     parser.add_argument("--threads", type=int, help="threads of the network; by default as torch chooses")
     parser.add_argument("--quick", action="store_true", help="few subjects and steps, two seeds")
@@ -240,7 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     (options.out / "runs").mkdir(parents=True, exist_ok=True)
-    budget, seeds = Budget(), options.seeds
+    budget, seeds = BUDGETS[options.network], options.seeds
+    if options.epochs:
+        budget = replace(budget, epochs=options.epochs)
     if options.quick:
         budget, seeds = Budget((3, 2, 1), 1, 2, 1, 2, features=(4, 4, 8, 8, 8), up_features=(4, 4, 4, 4)), 2
     print(write_report(options.out, run_all(budget, seeds, options.out, options.data, options.methods)))
