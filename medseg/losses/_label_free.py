@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 from torch.nn.modules.loss import _Loss
 
+from medseg.core.kernels import entropy_sums
 from medseg.losses._inputs import check_activation, check_reduction, check_scores, in_full_precision
 
 
@@ -59,6 +60,30 @@ class LabelFreeLoss(_Loss):
         if values.shape[1] == 1:
             return torch.stack((_safe_log(1 - values), _safe_log(values)), dim=2)
         return _safe_log(values)[:, None]
+
+    def means(self, input: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means over the voxels of -p log p and of p, (B, G, K) each; the first may have K = 1, the sum.
+
+        With a softmax or a sigmoid no probabilities of the input's size are held.
+        """
+        check_scores(input, softmax=self.softmax)
+        if not (self.softmax or self.sigmoid) or input.ndim not in (4, 5):
+            log_p, weight = self.log_probabilities(input), read_mask(mask, input)
+            return -mean_over_voxels(log_p.exp() * log_p, weight), mean_over_voxels(log_p.exp(), weight)
+        read_mask(mask, input)  # the shape is to be checked
+        weight = None if mask is None else mask.detach().as_subclass(torch.Tensor).to(input.device)
+        found = entropy_sums(
+            input.as_subclass(torch.Tensor), weight, activation="softmax" if self.softmax else "sigmoid"
+        )
+        if weight is None:
+            count = found.size.new_tensor(float(input[0, 0].numel()))
+        else:
+            count = weight.to(found.size).flatten(1).sum(1, keepdim=True)
+        entropy, ratio = (sums / count.clamp(min=1e-6) for sums in found)
+        if self.softmax:
+            return entropy[:, None], ratio[:, None]
+        rest = (count - found.size) / count.clamp(min=1e-6)
+        return entropy[:, :, None], torch.stack((rest, ratio), dim=2)
 
     def is_channelwise(self, channels: int) -> bool:
         """Whether every channel is a problem of its own."""

@@ -116,8 +116,8 @@ class ClassRatioKLLoss(LabelFreeLoss):
             ValueError: shapes or types do not fit, or a ratio is negative or does not sum to 1 within 0.001.
         """
         with torch.autocast(input.device.type, enabled=False):
-            log_p = self.log_probabilities(input)
-            return reduce(self.values(log_p, input, class_ratio, mask, case_ratio), self.reduction)
+            found = self.estimated(input, mask)
+            return reduce(self.values(found, input, class_ratio, case_ratio), self.reduction)
 
     @torch.no_grad()
     def estimate(self, input: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -131,38 +131,37 @@ class ClassRatioKLLoss(LabelFreeLoss):
             The ratios; they sum to 1, but with a sigmoid each stands alone.
         """
         with torch.autocast(input.device.type, enabled=False):
-            ratio = self._estimate(self.log_probabilities(input), read_mask(mask, input))
+            ratio = self.estimated(input, mask)
         return self.per_channel(ratio, input.shape[1])
 
     def values(
         self,
-        log_p: torch.Tensor,
+        found: torch.Tensor,
         input: torch.Tensor,
         class_ratio: torch.Tensor,
-        mask: torch.Tensor | None,
         case_ratio: torch.Tensor | None,
     ) -> torch.Tensor:
-        """One value an image, (B,), from what `log_probabilities(input)` gave."""
-        expected = self._grouped(self._read_ratio(class_ratio, input), log_p)
-        found = self._estimate(log_p, read_mask(mask, input))
+        """One value an image, (B,), from what `estimated` gave."""
+        expected = self._grouped(self._read_ratio(class_ratio, input), found)
         if case_ratio is not None:
-            known = self._grouped(_as_rows("case_ratio", case_ratio, input), log_p)
+            known = self._grouped(_as_rows("case_ratio", case_ratio, input), found)
             found = found + (known - found).detach()
         first, second = (found, expected) if self.direction == "est_prior" else (expected, found)
         divergence = first * ((first + self.eps).log() - (second + self.eps).log())
         return (divergence * self.channel_weights(None, input)).sum((1, 2))
 
-    def _estimate(self, log_p: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def estimated(self, input: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Ratio of every class, (B, G, K)."""
         if self.size_estimator == "mean":
-            return mean_over_voxels(log_p.exp(), mask)
+            return self.means(input, mask)[1]
+        log_p = self.log_probabilities(input)
         largest = (log_p.amax(dim=2, keepdim=True).exp() + _TINY).log()
-        sizes = mean_over_voxels((self.power * (log_p - largest)).exp(), mask)
+        sizes = mean_over_voxels((self.power * (log_p - largest)).exp(), read_mask(mask, input))
         return sizes / (sizes.sum(dim=2, keepdim=True) + _TINY)
 
-    def _grouped(self, ratio: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
+    def _grouped(self, ratio: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
         """Ratios (B, C) as (B, G, K)."""
-        ratio = ratio.to(log_p)
+        ratio = ratio.to(found)
         return torch.stack((1 - ratio, ratio), dim=2) if self.is_channelwise(ratio.shape[1]) else ratio[:, None]
 
     def _read_ratio(self, class_ratio: torch.Tensor, input: torch.Tensor) -> torch.Tensor:

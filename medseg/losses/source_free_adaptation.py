@@ -92,9 +92,11 @@ class SourceFreeAdaptationLoss(LabelFreeLoss):
             A scalar, or (B,) without reduction; float32, or float64 if the input is.
         """
         with torch.autocast(input.device.type, enabled=False):
-            log_p = self.log_probabilities(input)
-            entropy = self.entropy.values(log_p, input, mask)
-            kl = self.prior.values(log_p, input, class_ratio, mask, case_ratio)
+            entropies, ratio = self.means(input, mask)
+            if self.prior.size_estimator != "mean":
+                ratio = self.prior.estimated(input, mask)
+            entropy = self.entropy.values(entropies, input)
+            kl = self.prior.values(ratio, input, class_ratio, case_ratio)
             terms = {"entropy": reduce(entropy, self.reduction), "kl": reduce(kl, self.reduction)}
         self.last_terms = {name: term.detach() for name, term in terms.items()}
         return self.lambda_entropy * terms["entropy"] + self.lambda_prior * terms["kl"]

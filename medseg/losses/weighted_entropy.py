@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from medseg.losses._inputs import reduce
-from medseg.losses._label_free import LabelFreeLoss, check_at_least_zero, mean_over_voxels, read_mask
+from medseg.losses._label_free import LabelFreeLoss, check_at_least_zero
 
 
 class WeightedEntropyLoss(LabelFreeLoss):
@@ -83,9 +83,8 @@ class WeightedEntropyLoss(LabelFreeLoss):
             ValueError: shapes or types do not fit.
         """
         with torch.autocast(input.device.type, enabled=False):
-            return reduce(self.values(self.log_probabilities(input), input, mask), self.reduction)
+            return reduce(self.values(self.means(input, mask)[0], input), self.reduction)
 
-    def values(self, log_p: torch.Tensor, input: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """One value an image, (B,), from what `log_probabilities(input)` gave."""
-        entropy = -mean_over_voxels(log_p.exp() * log_p, read_mask(mask, input))
+    def values(self, entropy: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+        """One value an image, (B,), from the entropies that `means` gave."""
         return (entropy * self.channel_weights(self.weight, input)).sum((1, 2))

@@ -18,12 +18,22 @@ from unittest import mock
 
 import torch
 
-from medseg.core.kernels import argmax_at, argmax_at_triton, class_sums, class_sums_triton
+from medseg.core.kernels import (
+    argmax_at,
+    argmax_at_triton,
+    class_sums,
+    class_sums_triton,
+    entropy_sums,
+    entropy_sums_triton,
+)
 
 # These modules have the names of their functions, which the package shows instead.
 argmax_at_module = sys.modules["medseg.core.kernels.argmax_at"]
 class_sums_module = sys.modules["medseg.core.kernels.class_sums"]
-class_sums_triton.TILES = 2  # the interpreter walks through empty tiles as slowly as through full ones
+entropy_sums_module = sys.modules["medseg.core.kernels.entropy_sums"]
+class_sums_triton.TILES = entropy_sums_triton.TILES = (
+    2  # the interpreter walks through empty tiles as slowly as through full ones
+)
 PAD = 4096  # elements before and after an output: more than a tile that runs over would reach
 
 
@@ -215,6 +225,59 @@ def check_argmax_at_writes_nothing_outside(folder: Path) -> None:
     values, places = make_argmax_case(3, (3, 4, 5), (7, 6, 9))
     with padded_outputs() as buffers:
         argmax_at_triton.find(values, places)
+    assert_untouched(buffers, 2)
+
+
+def run_entropy_sums(logits, weight, backend, activation):
+    logits = logits.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    sums = torch.stack(entropy_sums(logits, weight, activation=activation, backend=backend))
+    generator = torch.Generator().manual_seed(1)
+    (gradient,) = torch.autograd.grad((sums * torch.randn(sums.shape, generator=generator)).sum(), logits)
+    return sums.detach(), gradient
+
+
+def check_entropy_sums_agree_with_the_reference(folder: Path) -> None:
+    for activation, weighted, channels in itertools.product(("softmax", "sigmoid"), (True, False), (1, 3)):
+        logits, _ = make_class_sums_case(channels, True)
+        logits = logits.to(memory_format=torch.channels_last_3d) if weighted else logits
+        weight = torch.rand(2, 1, 7, 5, 6) if weighted else None
+        left, right = (run_entropy_sums(logits, weight, backend, activation) for backend in ("triton", "torch"))
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+        again = run_entropy_sums(logits, weight, "triton", activation)
+        assert all(torch.equal(one, other) for one, other in zip(left, again, strict=True))
+        for dtype in (torch.float16, torch.bfloat16):
+            left, right = (run_entropy_sums(logits.to(dtype), weight, b, activation) for b in ("triton", "torch"))
+            torch.testing.assert_close(left[0], right[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(left[1].float(), right[1].float(), rtol=2**-7, atol=2e-3)
+
+
+def check_entropy_sums_opcheck(folder: Path) -> None:
+    logits, weight = torch.randn(2, 3, 4, 5), torch.rand(2, 1, 4, 5)
+    torch.library.opcheck(entropy_sums_module._sum, (logits.clone().requires_grad_(), weight, "softmax", "triton"))
+    torch.library.opcheck(entropy_sums_module._spread, (torch.randn(2, 2, 3), logits, weight, "softmax", "triton"))
+
+
+def check_entropy_sums_with_strides_beyond_32_bits(folder: Path) -> None:
+    with far_strides(folder) as spread_out:
+        for far in range(3):
+            shape = [2, 2, 2]
+            shape[far] = 3
+            logits = torch.randn(shape).half()
+            weight, gradient = torch.rand(shape[0], 1, shape[2]), torch.randn(shape[0], 2, shape[1])
+            near, distant = (
+                entropy_sums_triton.sum_up(z, weight, "softmax") for z in (logits, spread_out(logits, far))
+            )
+            torch.testing.assert_close(distant, near)
+            near, distant = (
+                entropy_sums_triton.spread(gradient, z, weight, "softmax") for z in (logits, spread_out(logits, far))
+            )
+            torch.testing.assert_close(distant, near)
+
+
+def check_entropy_sums_write_nothing_outside(folder: Path) -> None:
+    with padded_outputs() as buffers:
+        entropy_sums_triton.sum_up(torch.randn(2, 3, 7, 5), None, "softmax")
+        entropy_sums_triton.spread(torch.randn(2, 2, 3), torch.randn(2, 3, 7, 5), None, "softmax")
     assert_untouched(buffers, 2)
 
 

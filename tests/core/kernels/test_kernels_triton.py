@@ -71,6 +71,24 @@ def test_offsets_of_class_sums_have_64_bits_although_sizes_and_strides_have_32(k
     assert len([kind for kind in products if "i64" not in kind]) == narrow
 
 
+@needs_triton
+@pytest.mark.parametrize("kernel", ["sum_tiles", "spread_tile"])
+@pytest.mark.parametrize(("dtype", "softmax", "weighted"), [("fp32", True, True), ("bf16", False, False)])
+def test_entropy_sums_compile_for_sm_90_without_a_gpu(kernel, dtype, softmax, weighted):
+    from medseg.core.kernels import entropy_sums_triton
+
+    constants = {"SOFTMAX": softmax, "WEIGHTED": weighted, "CP": 16, "BLOCK": 128}
+    constants |= {"TILES": 16} if kernel == "sum_tiles" else {}
+    types = {"logits": f"*{dtype}", "result": f"*{dtype}", "weight": "*fp32", "sums": "*fp32", "gradient": "*fp32"}
+    function = getattr(entropy_sums_triton, kernel)
+    compiled = compile_for_sm_90(function, constants, types, "i64")
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= 227 * 1024
+    # What may stay narrow is a small number of rows times the channels.
+    code = compile_for_sm_90(function, constants, types, "i32").asm["ttir"]
+    assert len([kind for kind in re.findall(r"arith\.muli [^:]*: (\S+)", code) if "i64" not in kind]) <= 1
+
+
 def compile_argmax_at(dtype: str, labels: str, integers: str):
     from medseg.core.kernels.argmax_at_triton import find_best
 
