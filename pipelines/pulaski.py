@@ -8,7 +8,8 @@ where the network is the same:
 
     ftl               Probabilistic U-Net; focal Tversky of one posterior sample against the annotation drawn, and KL
     energy            energy distance of all samples to all annotations, and KL
-    sinkhorn          exact optimal transport instead
+    energy-divided    as energy, squared distances divided by the voxels, so that KL counts more beside it
+    sinkhorn          exact optimal transport instead, divided by the voxels
     energy-affine     as energy, with the published head, which calls no activations: samples are nested
     sinkhorn-affine   as sinkhorn, with the published head
     dropout           U-Net with focal Tversky and dropout, which stays on at test time
@@ -58,6 +59,7 @@ from medseg.report import draw_sample_contours
 METHODS = {
     "ftl": "focal Tversky",
     "energy": "energy",
+    "energy-divided": "energy, divided by voxels",
     "sinkhorn": "Sinkhorn",
     "energy-affine": "energy, affine head",
     "sinkhorn-affine": "Sinkhorn, affine head",
@@ -118,9 +120,9 @@ def build_network(images: RaterSet, seed: int, *, activation: bool = True) -> Pr
 def build_loss(method: str, kl_weight: float) -> ProbabilisticSegLoss:
     if method == "ftl":
         return ProbabilisticSegLoss(seg_loss=FocalTverskyLoss(sigmoid=True, batch=True), kl_weight=kl_weight)
-    name = method.removesuffix("-affine")
+    name, _, variant = method.partition("-")
     # Squared distances count voxels by the hundred; KL would vanish beside them, and the posterior leave the prior.
-    distance = SampleSetLoss(name, sigmoid=True, normalize=name == "sinkhorn")
+    distance = SampleSetLoss(name, sigmoid=True, normalize=name == "sinkhorn" or variant == "divided")
     return ProbabilisticSegLoss(distance, kl_weight=kl_weight)
 
 
