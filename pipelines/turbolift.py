@@ -2,7 +2,7 @@
 
     python pipelines/turbolift.py --out DIR --threads 1                 phantoms
     python pipelines/turbolift.py --data DIR --out DIR --threads 1      and a real CT, scanned in the same way, to test
-    python pipelines/turbolift.py --out DIR --quick                     a few steps, about a minute
+    python pipelines/turbolift.py --out DIR --quick                     a few steps
 
 Modalities are simulated (`abdomen_sets.py`). 16 subjects have a CT, 4 of these a cone-beam CT, 1 of these a perfusion
 scan; the rest is for choosing weights or for testing. Every method gets the same network, initial weights and number of
@@ -13,7 +13,7 @@ Source: Haseljic et al., "Liver segmentation using Turbolift learning for CT and
 (Computers in Biology and Medicine, 2023). Where this differs: simulated scans of drawn subjects, slices of 32 x 32
 pixels, few channels or a plain U-Net (`--network unet`), minutes of training at a higher learning rate, small batches
 without accumulation, slices augmented once ahead and in every stage, scaled from percentiles instead of extremes,
-weights chosen by a subject neither learnt from nor tested on, a fixed threshold of 0.5, Dice of subjects instead of slices.
+weights chosen by a subject neither learnt from nor tested on, a fixed threshold of 0.5, Dice of subjects, not slices.
 
 Each run leaves DIR/runs/METHOD-SEED.json and is not repeated; a killed one goes on where its stage stood. results.json,
 results.md and differences.png are written at the end.
