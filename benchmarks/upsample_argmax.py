@@ -2,7 +2,8 @@
 
 Logits of 25 classes on half the grid in every direction, smooth, float32. `torch` interpolates all classes and takes
 the argmax, `compile` does the same through `torch.compile`, `classwise` interpolates one class after the other and
-keeps the best, `medseg:torch` is our own in plain PyTorch (MEDSEG_KERNELS=torch). The value compared is the mean label.
+keeps the best, `medseg:torch` is our own in plain PyTorch (MEDSEG_KERNELS=torch). The value compared is the mean label
+of every 64th voxel.
 
     python benchmarks/upsample_argmax.py --threads 2 --repeats 3 --rounds 3 -o benchmarks/results
 """
@@ -51,8 +52,8 @@ def medseg(backend: str) -> Callable[[Tensor], Tensor]:
 
 
 def step(find: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float]:
-    """A run that gives the mean label."""
-    return lambda logits: find(logits).sum(dtype=torch.int64).item() / (8 * logits[0, 0].numel())
+    """A run that gives the mean label of every 64th voxel; a mean of all would need a copy."""
+    return lambda logits: find(logits)[..., ::4, ::4, ::4].double().mean().item()
 
 
 CONTENDERS: dict[str, Callable[[], Callable[[Tensor], float]]] = {

@@ -2,6 +2,7 @@ from .argmax_at import argmax_at, interpolate_along, upsample_argmax
 from .class_sums import ClassSums, class_sums
 from .dispatch import choose_backend
 from .entropy_sums import EntropySums, entropy_sums
+from .norm_act import norm_act
 from .projection import Projection, max_projections
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "entropy_sums",
     "interpolate_along",
     "max_projections",
+    "norm_act",
     "upsample_argmax",
 ]

@@ -25,11 +25,14 @@ from medseg.core.kernels import (
     class_sums_triton,
     entropy_sums,
     entropy_sums_triton,
+    norm_act,
+    norm_act_triton,
 )
 
 # These modules have the names of their functions, which the package shows instead.
 argmax_at_module = sys.modules["medseg.core.kernels.argmax_at"]
 class_sums_module = sys.modules["medseg.core.kernels.class_sums"]
+norm_act_module = sys.modules["medseg.core.kernels.norm_act"]
 entropy_sums_module = sys.modules["medseg.core.kernels.entropy_sums"]
 class_sums_triton.TILES = entropy_sums_triton.TILES = (
     2  # the interpreter walks through empty tiles as slowly as through full ones
@@ -279,6 +282,87 @@ def check_entropy_sums_write_nothing_outside(folder: Path) -> None:
         entropy_sums_triton.sum_up(torch.randn(2, 3, 7, 5), None, "softmax")
         entropy_sums_triton.spread(torch.randn(2, 2, 3), torch.randn(2, 3, 7, 5), None, "softmax")
     assert_untouched(buffers, 2)
+
+
+def run_norm_act(x, residual, backend, **options):
+    x, residual = (
+        t if t is None else t.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        for t in (x, residual)
+    )
+    weight, bias = (torch.arange(1.0, x.shape[1] + 1).requires_grad_() for _ in range(2))
+    y = norm_act(x, weight, bias, residual, backend=backend, **options)
+    torch.manual_seed(1)
+    inputs = [t for t in (x, weight, bias, residual) if t is not None]
+    return [y.detach(), *torch.autograd.grad(y, inputs, torch.randn(y.shape).to(y))]
+
+
+def check_norm_act_agrees_with_the_reference(folder: Path) -> None:
+    cases = itertools.product((6, 2, 1), ("none", "leaky_relu", "silu"), (True, False), (True, False), (True, False))
+    for number, (groups, act, centered, added, last) in enumerate(cases):
+        if number % 5:  # 5 and the numbers of choices have no common factor: each choice comes with each other
+            continue
+        torch.manual_seed(0)
+        x = 2 * torch.randn(2, 6, 5, 7, 9) + 1
+        x = x.to(memory_format=torch.channels_last_3d) if last else x
+        residual = torch.randn(x.shape) if added else None
+        options = {"groups": groups, "act": act, "centered": centered}
+        left, right = (run_norm_act(x, residual, backend, **options) for backend in ("triton", "torch"))
+        assert left[0].stride() == x.stride()
+        for one, other in zip(left, right, strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)
+        again = run_norm_act(x, residual, "triton", **options)
+        assert all(torch.equal(one, other) for one, other in zip(left, again, strict=True))
+        half = x.to(torch.bfloat16 if number % 2 else torch.float16)
+        left, right = (run_norm_act(half, None, backend, **options) for backend in ("triton", "torch"))
+        for one, other in zip(left, right, strict=True):
+            torch.testing.assert_close(one.float(), other.float(), rtol=2**-6, atol=2e-2)
+
+
+def check_norm_act_stands_large_offsets(folder: Path) -> None:
+    for last in (False, True):
+        torch.manual_seed(0)
+        x = torch.randn(1, 3, 9, 20, 20) + 1e4
+        x = x.to(memory_format=torch.channels_last_3d) if last else x
+        want = norm_act(x.double()).float()
+        assert (norm_act(x, backend="triton") - want).abs().max() < 2e-6 * want.abs().max()
+
+
+def check_norm_act_opcheck(folder: Path) -> None:
+    x, weight, bias = torch.randn(2, 4, 5, 6, requires_grad=True), torch.rand(4), torch.rand(4)
+    how = (2, True, False, 0.01, 1e-5, "triton")
+    torch.library.opcheck(norm_act_module._norm, (x, weight, bias, torch.randn(2, 4, 5, 6), *how))
+
+
+def check_norm_act_with_strides_beyond_32_bits(folder: Path) -> None:
+    with far_strides(folder) as spread_out:
+        for far in range(3):
+            shape = [2, 2, 2]
+            shape[far] = 3
+            x = torch.randn(shape).half()
+            want, got = norm_act_triton.moments(x), norm_act_triton.moments(spread_out(x, far))
+            torch.testing.assert_close(got, want)
+            tables = tuple(torch.rand(shape[:2]) for _ in range(7))
+            want = norm_act_triton.apply(x, None, tables[:4], False, 0.1)
+            plain = mock.patch.object(torch, "empty_like", lambda like: torch.zeros(like.shape, dtype=like.dtype))
+            with plain:
+                got = norm_act_triton.apply(spread_out(x, far), None, tables[:4], False, 0.1)
+            torch.testing.assert_close(got, want)
+            want = norm_act_triton.spread(x, x, x, tables[:4], False, 0.1, tables[4:])
+            with plain:
+                distant = spread_out(x, far)
+                got = norm_act_triton.spread(distant, distant, distant, tables[:4], False, 0.1, tables[4:])
+            torch.testing.assert_close(got, want)
+
+
+def check_norm_act_writes_nothing_outside(folder: Path) -> None:
+    x = torch.randn(2, 3, 7, 5)
+    tables = tuple(torch.rand(2, 3) for _ in range(7))
+    with padded_outputs() as buffers:
+        norm_act_triton.moments(x)
+        norm_act_triton.apply(x, None, tables[:4], False, 0.1)
+        norm_act_triton.gradient_sums(x, x, x, tables[:4], False, 0.1)
+        norm_act_triton.spread(x, x, x, tables[:4], False, 0.1, tables[4:])
+    assert_untouched(buffers, 6)
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {

@@ -89,6 +89,30 @@ def test_entropy_sums_compile_for_sm_90_without_a_gpu(kernel, dtype, softmax, we
     assert len([kind for kind in re.findall(r"arith\.muli [^:]*: (\S+)", code) if "i64" not in kind]) <= 1
 
 
+@needs_triton
+@pytest.mark.parametrize("kernel", ["find_moments", "apply_tile", "sum_gradients", "spread_tile"])
+@pytest.mark.parametrize(
+    ("dtype", "constants"),
+    [
+        ("fp32", {"ADDED": True, "SILU": False, "BLOCK_V": 2048, "BLOCK_C": 1}),
+        ("bf16", {"ADDED": False, "SILU": True, "BLOCK_V": 32, "BLOCK_C": 64}),
+    ],
+)
+def test_norm_act_compiles_for_sm_90_without_a_gpu(kernel, dtype, constants):
+    from medseg.core.kernels import norm_act_triton
+
+    function = getattr(norm_act_triton, kernel)
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    tables = ("mean", "spread", "high", "low", "scale", "shift", "sums", "first", "second", "third")
+    types = dict.fromkeys(("x", "y", "g", "residual", "dx", "dr"), f"*{dtype}") | {"slope": "fp32"}
+    types |= dict.fromkeys(tables, "*fp32")
+    compiled = compile_for_sm_90(function, constants, types, "i64")
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= 227 * 1024
+    code = compile_for_sm_90(function, constants, types, "i32").asm["ttir"]
+    assert all("i64" in kind for kind in re.findall(r"arith\.muli [^:]*: (\S+)", code))
+
+
 def compile_argmax_at(dtype: str, labels: str, integers: str):
     from medseg.core.kernels.argmax_at_triton import find_best
 
