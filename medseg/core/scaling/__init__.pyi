@@ -4,10 +4,12 @@ from .curve_extrapolation import CurveExtrapolator, CurvePosterior, StopAdvice, 
 from .curve_families import CURVE_FAMILIES, curve_family
 from .data_laws import AnnotationBudget, annotation_budget, data_efficiency
 from .data_selection import RepeatedSubsetSampler, prototype_difficulty, select_subset
+from .gradient_noise import GradientNoiseScale
 from .inverse_law import CriticalBatchLaw, EnsembleLaw, critical_batch_size, ensemble_losses
 from .law import ScalingLaw
 from .mixture import MixtureLaw, critical_mixture_ratio
 from .model_size import BivariateLaw, ChinchillaLaw, OpenAILaw
+from .multi_power import multi_power_loss
 from .power_law import PowerLawOffset
 from .scaling_fit import Backtest, ExtrapolationWarning, IdentifiabilityWarning, Prediction, ScalingFit, Solution
 
@@ -25,6 +27,7 @@ __all__ = [
     "EncoderShare",
     "EnsembleLaw",
     "ExtrapolationWarning",
+    "GradientNoiseScale",
     "IdentifiabilityWarning",
     "MixtureLaw",
     "OpenAILaw",
@@ -46,6 +49,7 @@ __all__ = [
     "data_efficiency",
     "ensemble_losses",
     "fit_annealing",
+    "multi_power_loss",
     "prototype_difficulty",
     "select_subset",
     "stop_advice",
