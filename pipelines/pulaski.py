@@ -295,7 +295,9 @@ def write_report(out: Path, records: list[dict[str, Any]], sets: dict[str, Rater
     if not draw_differences(out / "differences.png", records, larger_is_better=LARGER_IS_BETTER, **names):
         say("differences.png is left out: it needs matplotlib (pip install matplotlib)")
     for name, images in sets.items():
-        draw_contours(out, name, images, [m for m in present if m in ("ftl", "energy", "energy-affine")])
+        draw_contours(
+            out, name, images, [m for m in present if m in ("ftl", "energy", "energy-divided", "energy-affine")]
+        )
     return out / "results.md"
 
 
