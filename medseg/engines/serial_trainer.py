@@ -143,7 +143,7 @@ class SerialTrainer:
             The result of every stage, those of an earlier call included.
 
         Raises:
-            FileExistsError: `out_dir` holds a run and `resume` is False.
+            FileExistsError: `out_dir` holds a run and `resume` is False, or checkpoints without a manifest.
             FileNotFoundError: weights to start a stage from are missing.
             ValueError: the run in `out_dir` had other settings, or its checkpoints are not those of its manifest.
         """
@@ -189,6 +189,8 @@ class SerialTrainer:
                     "the same ones, or give another folder"
                 )
             return manifest
+        if stale := sorted(self.out_dir.glob(f"*/models/{TrainingCheckpoint.LAST}")):
+            raise FileExistsError(f"{stale[0]} belongs to a run without {MANIFEST}; remove it, or give another folder")
         self.out_dir.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.out_dir / INITIAL) as part:
             torch.save(self.network.state_dict(), part)
@@ -201,8 +203,10 @@ class SerialTrainer:
             part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
     def _check_done(self, result: StageResult) -> StageResult:
-        found = hash_file(self._weights(result, "best"))
-        if found != result.weights_sha256:
+        path = self._weights(result, "best")
+        if not path.is_file():
+            raise FileNotFoundError(f"stage {result.name!r} is done, but {path} does not exist; put it back")
+        if hash_file(path) != result.weights_sha256:
             raise ValueError(
                 f"stage {result.name!r}: {result.folder}/models/model.pt is not the file of the manifest; put it back, "
                 "or train anew in another folder"

@@ -273,6 +273,12 @@ def test_other_settings_or_changed_checkpoints_are_not_resumed(tmp_path):
     torch.save(network().state_dict(), tmp_path / "01_cone_beam" / "models" / "model.pt")
     with pytest.raises(ValueError, match=r"stage 'cone_beam'.*not the file of the manifest"):
         make(tmp_path, stages(1)).run()
+    (tmp_path / "01_cone_beam" / "models" / "model.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="stage 'cone_beam' is done, but"):
+        make(tmp_path, stages(1)).run()
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(FileExistsError, match=r"last\.pt belongs to a run without manifest\.json"):
+        make(tmp_path, stages(1)).run()
 
 
 @pytest.mark.parametrize(
