@@ -60,10 +60,10 @@ CLASSES = 3
 class Budget:
     """What every method gets."""
 
-    crops: int = 160
+    crops: int = 240
     patch: tuple[int, int, int] = (16, 20, 16)
     channels: tuple[int, ...] = (8, 16, 32)
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2  # as `source_free.py` has for these images
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -37,7 +36,11 @@ from medseg.core.norm.feature_norm import (
 )
 from medseg.core.norm.ghost_batch import fixed_affine, normalise
 
-_TASKS: ContextVar[Tensor | None] = ContextVar("tasks of the items of a batch", default=None)
+
+class _Current:
+    """Tasks of the items of the batch; a plain attribute, which torch.compile follows, unlike a ContextVar."""
+
+    tasks: Tensor | None = None
 
 
 @contextmanager
@@ -56,11 +59,11 @@ def task_ids(ids: Tensor | Sequence[int]) -> Iterator[None]:
         >>> with task_ids([0, 0, 1]):
         ...     y = layer(torch.randn(3, 3, 4, 4))
     """
-    token = _TASKS.set(torch.as_tensor(ids))
+    before, _Current.tasks = _Current.tasks, torch.as_tensor(ids)
     try:
         yield
     finally:
-        _TASKS.reset(token)
+        _Current.tasks = before
 
 
 class AdaBatchNorm(RunningNorm):
@@ -113,7 +116,7 @@ class AdaBatchNorm(RunningNorm):
         self.task_logits = nn.Parameter(torch.full((num_tasks,), float(init_logit)))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
-        self.register_buffer("rate", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("finished_tasks", torch.zeros((), dtype=torch.int64))
         self._regularization: Tensor | None = None
 
@@ -158,7 +161,7 @@ class AdaBatchNorm(RunningNorm):
 
     def _weigh(self, x: Tensor) -> Tensor:
         """Weights (B,) of the items."""
-        ids = _TASKS.get()
+        ids = _Current.tasks
         if ids is None:
             return x.new_full((x.shape[0],), 1 / x.shape[0])
         if ids.shape != (x.shape[0],) or ids.is_floating_point() or ids.min() < 0 or ids.max() >= len(self.task_logits):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -25,7 +24,11 @@ from torch.nn import functional as F
 
 from medseg.core.norm.feature_norm import FeatureNorm, batch_axes, count_values, spatial_axes, to_full_precision
 
-_MASK: ContextVar[dict[tuple[int, ...], Tensor] | None] = ContextVar("mask of regions by grid", default=None)
+
+class _Current:
+    """Mask of regions by grid; a plain attribute, which torch.compile follows, unlike a ContextVar."""
+
+    masks: dict[tuple[int, ...], Tensor] | None = None
 
 
 @contextmanager
@@ -48,16 +51,16 @@ def region_mask(mask: Tensor) -> Iterator[None]:
     """
     if not 3 <= mask.ndim <= 5 or mask.shape[1] != 1:
         raise ValueError(f"mask must be (B, 1, spatial...), got {tuple(mask.shape)}")
-    token = _MASK.set({tuple(mask.shape): mask})
+    before, _Current.masks = _Current.masks, {tuple(mask.shape): mask}
     try:
         yield
     finally:
-        _MASK.reset(token)
+        _Current.masks = before
 
 
 def _find_mask(x: Tensor) -> Tensor | None:
     """Mask of the current context on the grid of x, or None."""
-    known = _MASK.get()
+    known = _Current.masks
     if known is None:
         return None
     shape = (x.shape[0], 1, *x.shape[2:])

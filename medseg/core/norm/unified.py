@@ -150,7 +150,7 @@ class UnifiedNorm(RunningNorm):
         apart = rows.mean(0) - rows.log().mean(0).exp() > len(rows) * spread
         apart &= self.num_batches >= self.warmup_iters
         outlier = apart if self.per_channel_filter else apart.any()
-        rows.index_copy_(0, place, torch.where(outlier, self.running_var, rows[place[0]])[None])
+        rows.index_copy_(0, place, torch.where(outlier, self.running_var, rows.index_select(0, place)))
         self.skipped_steps += outlier.any()
         return outlier
 

@@ -217,6 +217,23 @@ def test_export_gives_the_same(name, exported):
     torch.testing.assert_close(exported[1][name], exported[0][name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow  # seconds for each layer
+@every_layer
+def test_training_compiles_into_one_graph_and_gives_the_same(name):
+    torch._dynamo.reset()
+    layer, reference = build(name), build(name)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = features(2, CHANNELS, 3, 3, 3)
+    for run in (compiled, reference):
+        for _ in range(2):
+            run(x).square().sum().backward()
+    for found, expected in zip(layer.state_dict().values(), reference.state_dict().values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for p, q in zip(layer.parameters(), reference.parameters(), strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-3)
+
+
 def step_lowers_the_loss(network: nn.Module, x: torch.Tensor, rate: float) -> None:
     target = (x > 0.5).float()
 
