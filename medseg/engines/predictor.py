@@ -96,6 +96,7 @@ class Predictor:
 
     Raises:
         ValueError: an argument or the bundle is not usable.
+        FileNotFoundError: there is no such bundle, or it has no weights.
         DeviceNotFoundError: the device is absent.
         ModuleNotFoundError: the engine asked for is not installed.
 
@@ -127,6 +128,7 @@ class Predictor:
         self.device, self.device_reason = select_device(device)
         self.memory: Memory = memory
         self.max_memory = max_memory
+        self.weights_sha256 = self.bundle.weights_sha256()  # before anything is built: there may be none
         parser = _read_config(self.bundle)
         with plain_config_errors():
             network = _load_network(self.bundle, parser, self.device)
@@ -151,7 +153,6 @@ class Predictor:
         self.backend = select_backend(network, window, device=self.device, engine=engine, precision=precision)
         self.precision = self.backend.precision
         self._activations = activation_bytes(network, window) if window else 0
-        self.weights_sha256 = self.bundle.weights_sha256()
         self.settings = {
             "device": self.device.type,
             "engine": self.backend.name,

@@ -298,6 +298,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     (folder / "models" / "model.pt").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="cannot be loaded into its network"):
         Predictor(str(folder), device="cpu")
+    (folder / "models" / "model.pt").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"'broken' has no weights.*train the bundle, or copy its weights there"
+    ):
+        Predictor(str(folder), device="cpu")
 
 
 def test_bf16_agrees_with_fp32_on_almost_all_voxels(bundle, phantom):
