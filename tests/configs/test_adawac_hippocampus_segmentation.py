@@ -117,6 +117,7 @@ def test_two_processes_train_one_network_with_one_table(data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two processes one after the other; the limit is for busy machines
 def test_monai_runs_the_train_and_the_evaluate_config(data, tmp_path):
     small = [
         "--dataset_dir", data, "--output_dir", tmp_path / "run", "--network_def::filters", "[4,4,8,8]",
