@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +42,7 @@ import torch
 from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 from monai.losses.dice import DiceLoss
-from paired_comparison import compare_methods, draw_differences, markdown_table
+from pirads_dual_path_report import METHODS, say, write_report, write_text
 
 from medseg.data import atomic_path, make_zone_phantom
 from medseg.data.zone_phantom import PROSTATE_ZONES
@@ -53,20 +52,6 @@ from medseg.metrics import compute_contour_distance, compute_dice
 from medseg.networks import AnisotropicUNet, DualPathZoneNet
 from medseg.transforms import ZoneDistance
 
-METHODS = {
-    "single": "one path",
-    "wide": "one wide path",
-    "dual": "two paths",
-    "dual-aux": "two paths, distances",
-    "cot": "two paths, co-training",
-    "cot-aux": "two paths, both",
-}
-METRICS = {
-    **{f"dice_{zone}": f"Dice {zone}" for zone in PROSTATE_ZONES},
-    **{f"mad_{zone}": f"distance {zone}, mm" for zone in PROSTATE_ZONES},
-}
-LARGER_IS_BETTER = {metric: metric.startswith("dice") for metric in METRICS}
-DIGITS = {metric: 3 if metric.startswith("dice") else 2 for metric in METRICS}
 # What each question compares: a baseline and the methods set against it.
 QUESTIONS = {
     "against one path": ("single", tuple(METHODS)),
@@ -227,14 +212,7 @@ def run_method(
     if method in ("single", "wide"):
         losses = train_single(network, first, budget, 1) + train_single(network, iter(second), budget, 2)
     else:
-        if shared.exists():  # the first stage of the method without co-training
-            found = torch.load(shared, weights_only=True)
-            network.load_state_dict(found["state"])
-            losses = found["losses"]
-        else:
-            losses = train_dual(network, list(first), budget, 1, co_training=False)
-            with atomic_path(shared) as part:
-                torch.save({"state": network.state_dict(), "losses": losses}, part)
+        losses = run_first_stage(network, first, budget, shared)
         before = {"disagreement_after_stage_1": measure_disagreement(network, test)}
         losses = losses + train_dual(network, second, budget, 2, co_training=method.startswith("cot"))
         before["disagreement_after_stage_2"] = measure_disagreement(network, test)
@@ -243,6 +221,22 @@ def run_method(
     cases = {sample.name: measure(labels[sample.name], sample, budget) for sample in test}
     weights = sum(p.numel() for p in network.parameters())
     return {"seconds": round(seconds, 1), "weights": weights, "losses": losses, **before, "cases": cases}, labels
+
+
+def run_first_stage(
+    network: torch.nn.Module, batches: Iterator[dict[str, Any]], budget: Budget, path: Path
+) -> list[float]:
+    """Train the first stage, or take over what the method that shares it has left; give the losses."""
+    settings = json.dumps(asdict(budget))
+    if path.exists():
+        found = torch.load(path, weights_only=True)
+        if found["settings"] == settings:
+            network.load_state_dict(found["state"])
+            return found["losses"]
+    losses = train_dual(network, list(batches), budget, 1, co_training=False)
+    with atomic_path(path) as part:
+        torch.save({"settings": settings, "state": network.state_dict(), "losses": losses}, part)
+    return losses
 
 
 @torch.inference_mode()
@@ -288,7 +282,7 @@ def run_all(budget: Budget, seeds: int, folds_run: int, methods: Sequence[str], 
                 if record is None or record["settings"] != settings:
                     say(f"seed {seed}, fold {fold}: {METHODS[method]}")
                     aux = "-aux" if method.endswith("aux") else ""
-                    shared = runs / f"stage1{aux}-{seed}-{fold}-{abs(hash_text(json.dumps(settings)))}.pt"
+                    shared = runs / f"stage1{aux}-{seed}-{fold}.pt"
                     found, labels = run_method(method, train, test, budget, (seed, fold), shared)
                     record = {"method": method, "seed": seed, "fold": fold, "settings": settings} | found
                     with atomic_path(path.with_suffix(".npz")) as part:
@@ -299,11 +293,6 @@ def run_all(budget: Budget, seeds: int, folds_run: int, methods: Sequence[str], 
     return records
 
 
-def hash_text(text: str) -> int:
-    """A number for a text that is the same in every process."""
-    return int.from_bytes(text.encode(), "big") % (2**61 - 1)
-
-
 def join_folds(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One record of a method and a seed with the cases of all folds."""
     kept = {key: parts[0][key] for key in ("method", "seed", "settings", "weights")}
@@ -311,79 +300,6 @@ def join_folds(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     means = {key: float(np.mean([part[key] for part in parts])) for key in stages}
     cases = {name: case for part in parts for name, case in part["cases"].items()}
     return {"set": "phantoms", **kept, **means, "folds": [part["fold"] for part in parts], "cases": cases}
-
-
-def write_report(out: Path, records: list[dict[str, Any]], budget: Budget) -> Path:
-    """Write a table for each question as JSON and Markdown, the differences and one phantom as figures."""
-    tables, lines = {}, []
-    for question, (baseline, methods) in QUESTIONS.items():
-        chosen = [r for r in records if r["method"] in methods]
-        if not {baseline} < {r["method"] for r in chosen}:
-            continue
-        tables[question] = compare_methods(chosen, baseline=baseline, larger_is_better=LARGER_IS_BETTER)
-        table = markdown_table(tables[question], baseline=baseline, methods=METHODS, metrics=METRICS, digits=DIGITS)
-        lines.append(table.replace("### phantoms", f"### {question}"))
-    agreement = [
-        {k: r[k] for k in r if k in ("method", "seed", "weights") or k.startswith("disagreement")} for r in records
-    ]
-    content = {"tables": tables, "agreement": agreement, "settings": records[0]["settings"]}
-    write_text(out / "results.json", json.dumps(content, indent=1))
-    write_text(out / "results.md", "\n".join(lines) + "\n" + describe_agreement(agreement))
-    shown = {m: METHODS[m] for m in METHODS if any(r["method"] == m for r in records)}
-    names: dict[str, Any] = {"baseline": "single", "methods": shown, "metrics": METRICS}
-    drawn = draw_differences(out / "differences.png", records, larger_is_better=LARGER_IS_BETTER, **names)
-    if not (drawn and draw_zones(out, records, budget)):
-        say("the figures are left out: they need matplotlib (pip install matplotlib)")
-    return out / "results.md"
-
-
-def describe_agreement(rows: Sequence[dict[str, Any]]) -> str:
-    """Disagreement on TZ after each stage, and the number of weights, as a Markdown table."""
-    lines = ["### disagreement on TZ", "", "| method | seed | weights | after stage 1 | after stage 2 |"]
-    lines.append("|---|---|---:|---:|---:|")
-    for row in rows:
-        values = [row.get(f"disagreement_after_stage_{stage}") for stage in (1, 2)]
-        cells = ["" if value is None else f"{value:.4f}" for value in values]
-        lines.append(f"| {METHODS[row['method']]} | {row['seed']} | {row['weights']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def draw_zones(out: Path, records: Sequence[dict[str, Any]], budget: Budget) -> bool:
-    """Draw two slices of the first test phantom as every method labels them; False where matplotlib is missing."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    name = next(iter(records[0]["cases"]))
-    sample = draw_sample(int(name.split()[-1]), budget)
-    chosen = [r for r in records if r["seed"] == 0]
-    found = [np.load(out / "runs" / f"{r['method']}-0-{r['folds'][0]}.npz")[name] for r in chosen]
-    titles = ["image", "reference", *(METHODS[r["method"]] for r in chosen)]
-    volumes = [sample.image[0].numpy(), sample.label[0].numpy(), *found]
-    deep = sample.label[0].numpy()
-    slices = [int((deep == zone).sum(axis=(1, 2)).argmax()) for zone in (3, 4)]
-    figure = Figure(figsize=(1.7 * len(volumes), 3.8), layout="constrained")
-    for row, z in zip(figure.subplots(2, len(volumes)), slices, strict=True):
-        for axis, title, volume in zip(row, titles, volumes, strict=True):
-            options = {"cmap": "gray"} if title == "image" else {"cmap": "viridis", "vmin": 0, "vmax": 4}
-            axis.imshow(volume[z, ::-1], **options)
-            axis.set_axis_off()
-            if z == slices[0]:
-                axis.set_title(title, fontsize=7)
-    figure.suptitle(f"{name}, seed 0: the slices with most of DPU and of AFS", fontsize=9)
-    with atomic_path(out / "zones.png") as part:
-        FigureCanvasAgg(figure).print_png(str(part))
-    return True
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -417,7 +333,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         budget, seeds, folds_run = Budget(2, steps=30, cases=8, shape=(24, 24, 8), spacing=(2.5, 2.5, 6.0)), 2, 1
     runs = options.out / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    print(write_report(options.out, run_all(budget, seeds, folds_run, options.methods, runs), budget))
+    records = run_all(budget, seeds, folds_run, options.methods, runs)
+
+    def show(name: str) -> tuple[np.ndarray, np.ndarray]:
+        sample = draw_sample(int(name.split()[-1]), budget)
+        return sample.image[0].numpy(), sample.label[0].numpy()
+
+    print(write_report(options.out, records, QUESTIONS, show))
     return 0
 
 
