@@ -126,7 +126,8 @@ class UnifiedNorm(RunningNorm):
         if self.weight is not None:
             z = z * per_channel(self.weight, z)
         y = _ScaledGradient.apply(z, ratio)
-        return (y if self.bias is None else y + per_channel(self.bias, y)).to(x.dtype)
+        # A copy where nothing is added: y is a view, which an activation that works in place may not write to.
+        return (y.clone() if self.bias is None else y + per_channel(self.bias, y)).to(x.dtype)
 
     def inference_affine(self) -> tuple[Tensor, Tensor]:
         """Give scale and shift per channel that evaluation amounts to."""
