@@ -1,7 +1,8 @@
 """Ways to run a network over a volume."""
 
+from medseg.core.kernels import softmax_
 from medseg.inferers.backends import Backend, Engine, Precision, TorchBackend, select_backend
-from medseg.inferers.map_back import GridMap, SlabMapper, softmax_
+from medseg.inferers.map_back import GridMap, SlabMapper
 from medseg.inferers.mirror import MirrorInferer
 from medseg.inferers.shared_noise import SharedNoiseSlidingWindowInferer, draw_noise, with_noise
 from medseg.inferers.sliding_window import Slab, StreamingSlidingWindowInferer

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from medseg.core.kernels import argmax_at, interpolate_along
+from medseg.core.kernels import argmax_at, interpolate_along, softmax_
 from medseg.inferers.sliding_window import Slab
 
 # Voxels; shear below this over the whole volume, and distances from a voxel below the second, are rounding in affines.
@@ -169,16 +169,3 @@ class SlabMapper:
                 for axis, place in enumerate(places):
                     block = interpolate_along(block, axis, place)
                 self.probabilities[(k, *region)] = block.permute(self.grid.axes).to(self.probabilities)
-
-
-def softmax_(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax over the first axis in place, so that no second copy of all classes is made.
-
-    Args:
-        logits: shape (K, spatial...).
-
-    Returns:
-        The same tensor, now with probabilities.
-    """
-    logits.sub_(logits.amax(dim=0)).exp_()
-    return logits.div_(logits.sum(dim=0))

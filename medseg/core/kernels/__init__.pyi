@@ -4,6 +4,7 @@ from .dispatch import choose_backend
 from .entropy_sums import EntropySums, entropy_sums
 from .norm_act import norm_act
 from .projection import Projection, max_projections
+from .softmax import softmax_
 
 __all__ = [
     "ClassSums",
@@ -16,5 +17,6 @@ __all__ = [
     "interpolate_along",
     "max_projections",
     "norm_act",
+    "softmax_",
     "upsample_argmax",
 ]

@@ -65,20 +65,20 @@ dot = compiled(_dot, any_order=True)
 def exp_below_zero(x: Any) -> Any:
     """Exponential of a float32 x <= 0 to two units in the last place, in operations that vectorise; NaN stays.
 
-    x = (k + f) log 2 with k whole and |f| <= 1/2: 2^k is an exponent's bits, 2^f a polynomial of degree 6 (its Taylor
-    series around 0, whose rest is below 1e-7). Below -87 it gives 1.6e-38 instead of less.
+    x = k log 2 + r with k whole and |r| <= (log 2) / 2: 2^k is an exponent's bits, exp(r) a polynomial, that of the
+    Cephes library (Moshier, "Methods and Programs for Mathematical Functions", 1989). log 2 comes in two parts, of
+    which the first has so few digits that its product with k is exact. Below -87, near the smallest normal number, it
+    is 0.
     """
     bounded = np.float32(-87.0) if x < np.float32(-87.0) else x
-    scaled = bounded * np.float32(1.44269504)
-    whole = np.floor(scaled + np.float32(0.5))
-    # log2(e) in two parts: the rounding of the product would otherwise count as a part of f.
-    f = (bounded * np.float32(1.44269504) - whole) + bounded * np.float32(1.9259629911266175e-8)
-    value = np.float32(1.5403530393381609e-4)
-    value = value * f + np.float32(1.3333558146428443e-3)
-    value = value * f + np.float32(9.6181291076284771e-3)
-    value = value * f + np.float32(5.5504108664821580e-2)
-    value = value * f + np.float32(2.4022650695910071e-1)
-    value = value * f + np.float32(6.9314718055994531e-1)
-    value = value * f + np.float32(1.0)
+    whole = np.floor(bounded * np.float32(1.44269504) + np.float32(0.5))
+    r = (bounded - whole * np.float32(0.693359375)) + whole * np.float32(2.12194440e-4)
+    value = np.float32(1.9875691500e-4)
+    value = value * r + np.float32(1.3981999507e-3)
+    value = value * r + np.float32(8.3334519073e-3)
+    value = value * r + np.float32(4.1665795894e-2)
+    value = value * r + np.float32(1.6666665459e-1)
+    value = value * r + np.float32(5.0000001201e-1)
+    value = value * (r * r) + r + np.float32(1.0)
     bits = (np.int32(whole) + np.int32(127)) << np.int32(23)
-    return value * np.int32(bits).view(np.float32)
+    return np.float32(0) if x < np.float32(-87.0) else value * np.int32(bits).view(np.float32)
