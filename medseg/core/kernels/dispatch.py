@@ -7,6 +7,8 @@ The pattern that every kernel follows:
    string and calls `choose_backend` when it runs, so that `torch.compile` sees one opaque operation.
 3. The kernel stands in a file of its own (`<op>_triton.py`), imported only after "triton" was chosen, because triton is
    missing on Windows, macOS and CPU builds.
+4. Where blocks in PyTorch would be slow on a CPU, compiled loops of the same result stand in `<op>_processor.py`.
+   "auto" takes them for CPU tensors; "torch", as argument or in the environment, runs the reference.
 
 Who asks how strictly: an argument `backend="triton"` that cannot be met is an error. The environment variable
 MEDSEG_KERNELS is a wish for a whole program, whose tensors may live on several devices: where it cannot be met, the

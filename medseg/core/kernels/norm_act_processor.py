@@ -203,7 +203,8 @@ def spread_voxels(g, x, residual, high, low, scale, shift, silu, slope, f, s, t,
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """What `norm_act_torch.moments` gives."""
     if not x.numel():
-        return (x.new_zeros(x.shape[:2], dtype=torch.float64),) * 2
+        nothing = x.new_zeros(x.shape[:2], dtype=torch.float64)
+        return nothing, nothing
     if _is_last(x):
         found = [_column_moments(item) for item in _columns(x)]
         return torch.stack([mean for mean, _ in found]), torch.stack([spread for _, spread in found])
@@ -251,7 +252,8 @@ def gradient_sums(
         share(work, len(sums))
         found.append(torch.from_numpy(sums.sum(0) if part.last else sums.T.copy()))
     if not found:
-        return (x.new_zeros(x.shape[:2], dtype=torch.float64),) * 2
+        nothing = x.new_zeros(x.shape[:2], dtype=torch.float64)
+        return nothing, nothing
     both = torch.stack(found, 1) if _is_last(x) else found[0].view(2, *x.shape[:2])
     return both[0], both[1]
 
