@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
@@ -9,12 +10,20 @@ import pytest
 from typer.testing import CliRunner
 
 from medseg.cli.scaling import app
+from medseg.core import scaling
 
 SIZES = (10, 20, 40, 80, 160)
 
 
 def run(*arguments):
     return CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1"}).invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(autouse=True)
+def _small_samples(monkeypatch):
+    """A coarse posterior is enough to see what is printed."""
+    coarse = functools.partial(scaling.CurveExtrapolator, n_particles=150, moves=10)
+    monkeypatch.setattr(scaling, "CurveExtrapolator", coarse)
 
 
 @pytest.fixture
@@ -37,9 +46,9 @@ def runs(tmp_path):
 
 @pytest.fixture
 def log(tmp_path):
-    """A JSON log of 30 of 100 epochs that rises towards 0.85."""
-    epochs = np.arange(1, 31)
-    dice = 0.85 - 0.5 * epochs**-0.8 + 0.01 * np.random.default_rng(0).standard_normal(30)
+    """A JSON log of 12 validations in 48 of 100 epochs that rises towards 0.85."""
+    epochs = np.arange(4, 52, 4)
+    dice = 0.85 - 0.5 * epochs**-0.8 + 0.01 * np.random.default_rng(0).standard_normal(12)
     rows = [
         {"epoch": e, "loss": 1 / e, "val_mean_dice": d} for e, d in zip(epochs.tolist(), dice.tolist(), strict=True)
     ]
@@ -113,7 +122,7 @@ def test_a_running_training_is_extrapolated_and_advised(log):
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)
     assert facts["lower"] < 0.85 - 0.5 * 100**-0.8 < facts["upper"]
-    assert (facts["metric"], facts["validations"], facts["stop"]) == ("val_mean_dice", 30, False)
+    assert (facts["metric"], facts["validations"], facts["stop"]) == ("val_mean_dice", 12, False)
     hopeless = run("extrapolate", log, "--end", 100, "--incumbent", 0.95)
     assert hopeless.exit_code == 0
     assert "stop: a chance of" in hopeless.stdout
@@ -123,7 +132,7 @@ def test_a_loss_is_read_from_an_event_file_as_well(tmp_path):
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(tmp_path / "run" / "tensorboard")) as writer:
-        for epoch in range(1, 21):
+        for epoch in range(1, 13):
             writer.add_scalar("loss", 0.2 + 0.6 / epoch, epoch)
     result = run(
         "extrapolate", tmp_path / "run", "--end", 60, "--metric", "loss", "--lower-is-better", "--incumbent", 0.05

@@ -21,7 +21,7 @@ def test_both_pictures_are_written_whole(tmp_path):
     pytest.importorskip("matplotlib")
     draw_annotation_budget(tmp_path / "a.png", make_fit(), target=0.86, largest=1e9, truth=(300, 0.86))
     t = np.arange(1, 20)
-    posterior = CurveExtrapolator(100).fit(t, 0.8 - 0.5 / t, 50)
+    posterior = CurveExtrapolator(100, moves=10).fit(t, 0.8 - 0.5 / t, 50)
     draw_extrapolation(tmp_path / "b.png", t, 0.8 - 0.5 / t, posterior, incumbent=0.7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())

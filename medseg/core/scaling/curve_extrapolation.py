@@ -13,7 +13,7 @@ says. Give the typical gain of that part as a (negative) `margin`, or predict wi
 
 Source: Adriaensen, Rakotoarison, Müller, Hutter, "Efficient Bayesian Learning Curve Extrapolation using Prior-Data
 Fitted Networks" (2023), for prior and stopping rule. They train a transformer on draws of the prior; a sampler needs
-neither its weights nor old versions of libraries, and takes about a second.
+neither its weights nor old versions of libraries, and takes a few seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from scipy import special
 from medseg.core.scaling import curve_prior
 
 _MOST_POINTS = 100
-_MOVES = 30
 _LEAST_POINTS = 10
 
 
@@ -84,22 +83,26 @@ class CurveExtrapolator:
 
     Args:
         n_particles: size of the sample; 600 by default.
+        moves: Metropolis steps after each reweighting, at least 1; many validations with little noise need the 100 of
+            the default, and a few seconds.
         seed: seed of the sampler.
 
     Raises:
-        ValueError: there are fewer than 100 particles.
+        ValueError: there are fewer than 100 particles, or no moves.
 
     Example:
         >>> t = np.arange(1, 31)
-        >>> posterior = CurveExtrapolator(n_particles=200).fit(t, 0.9 - 0.5 * t**-0.7, t_max=100)
+        >>> posterior = CurveExtrapolator(n_particles=200, moves=20).fit(t, 0.9 - 0.5 * t**-0.7, t_max=100)
         >>> posterior.quantile(0.5).round(1), posterior.prob_exceeds(0.8)
         (array([0.9]), 1.0)
     """
 
-    def __init__(self, n_particles: int = 600, seed: int = 0) -> None:
+    def __init__(self, n_particles: int = 600, moves: int = 100, seed: int = 0) -> None:
         if n_particles < 100:
             raise ValueError(f"n_particles must be at least 100, got {n_particles}; 600 is the default")
-        self.n_particles, self.seed = int(n_particles), int(seed)
+        if moves < 1:
+            raise ValueError(f"moves must be at least 1, got {moves}; 100 is the default")
+        self.n_particles, self.moves, self.seed = int(n_particles), int(moves), int(seed)
 
     def fit(
         self,
@@ -128,10 +131,10 @@ class CurveExtrapolator:
         """
         at, values = _check(t, y, t_max, bounds)
         scaled = (values - bounds[0]) / (bounds[1] - bounds[0])
-        x, target, counts = _thin(100 * at / t_max, scaled if increasing else 1 - scaled)
+        data = _thin(100 * at / t_max, scaled if increasing else 1 - scaled)
         random = np.random.default_rng(self.seed)
         z = curve_prior.draw(self.n_particles, random)
-        return CurvePosterior(_sample(z, x, target, counts, random), float(t_max), bounds, increasing)
+        return CurvePosterior(_sample(z, data, self.moves, random), float(t_max), bounds, increasing)
 
 
 def stop_advice(
@@ -184,23 +187,30 @@ def _check(t: ArrayLike, y: ArrayLike, t_max: float, bounds: tuple[float, float]
     return at, values
 
 
-def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """At most 100 points, each the mean of neighbours, and how many stand behind each."""
-    order = np.argsort(x, kind="stable")
-    groups = np.array_split(order, min(len(order), _MOST_POINTS))
+@dataclass(frozen=True)
+class _Data:
+    """At most 100 points: the mean of neighbours, how many stand behind each, and their squares around the means."""
+
+    x: np.ndarray
+    y: np.ndarray
+    counts: np.ndarray
+    within: float
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> _Data:
+    groups = np.array_split(np.argsort(x, kind="stable"), min(len(x), _MOST_POINTS))
     means = [np.array([values[group].mean() for group in groups]) for values in (x, y)]
-    return means[0], means[1], np.array([len(group) for group in groups], dtype=np.float64)
+    within = sum(float(((y[group] - y[group].mean()) ** 2).sum()) for group in groups)
+    return _Data(means[0], means[1], np.array([len(group) for group in groups], dtype=np.float64), within)
 
 
-def _sample(
-    z: np.ndarray, x: np.ndarray, target: np.ndarray, counts: np.ndarray, random: np.random.Generator
-) -> np.ndarray:
+def _sample(z: np.ndarray, data: _Data, moves: int, random: np.random.Generator) -> np.ndarray:
     """Move particles of the prior to the posterior."""
 
     def log_likelihood(particles: np.ndarray) -> np.ndarray:
         sd = curve_prior.noise_sd(particles)
-        squares = (counts * (target - curve_prior.curves(particles, x)) ** 2).sum(1)
-        return -0.5 * squares / sd**2 - counts.sum() * np.log(sd)
+        squares = (data.counts * (data.y - curve_prior.curves(particles, data.x)) ** 2).sum(1) + data.within
+        return -0.5 * squares / sd**2 - data.counts.sum() * np.log(sd)
 
     fit = log_likelihood(z)
     temper = 0.0
@@ -210,7 +220,7 @@ def _sample(
         temper = min(1.0, temper + step)
         chosen = _resample(weights, random)
         z, fit = z[chosen], fit[chosen]
-        for _ in range(_MOVES if temper < 1 else 2 * _MOVES):
+        for _ in range(moves if temper < 1 else 2 * moves):
             z, fit = _move(z, fit, temper, log_likelihood, random)
     return z
 
