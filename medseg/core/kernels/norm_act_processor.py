@@ -103,7 +103,7 @@ def apply_to_rows(x, residual, high, low, scale, shift, silu, slope, first, last
                 out[v] = _silu(out[v])
         elif slope != 1:
             for v in range(len(row)):
-                out[v] = out[v] if out[v] > 0 else np.float32(slope) * out[v]
+                out[v] = out[v] if out[v] > 0 else np.float32(slope) * out[v] + np.float32(0)  # no -0.0
 
 
 @compiled
@@ -115,7 +115,7 @@ def apply_to_voxels(x, residual, high, low, scale, shift, silu, slope, first, la
             before = ((x[v, c] - high[c]) - low[c]) * scale[c] + shift[c]
             if added:
                 before += residual[v, c]
-            y[v, c] = _silu(before) if silu else before if before > 0 else np.float32(slope) * before
+            y[v, c] = _silu(before) if silu else before if before > 0 else np.float32(slope) * before + np.float32(0)
 
 
 @compiled

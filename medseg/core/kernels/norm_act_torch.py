@@ -61,7 +61,7 @@ def _before(x: Tensor, residual: Tensor | None, affine: Any) -> Tensor:
 def _activate(before: Tensor, silu: bool, slope: float) -> Tensor:
     if silu:
         return before * torch.sigmoid(before)
-    return before if slope == 1 else torch.where(before > 0, before, slope * before)
+    return before if slope == 1 else torch.where(before > 0, before, slope * before + 0.0)  # no -0.0
 
 
 def _slope(before: Tensor, silu: bool, slope: float) -> Tensor:

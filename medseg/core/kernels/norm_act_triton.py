@@ -96,7 +96,7 @@ def apply_tile(
     if SILU:  # noqa: SIM108
         value = value * _sigmoid(value)
     else:
-        value = tl.where(value > 0.0, value, slope * value)
+        value = tl.where(value > 0.0, value, slope * value + 0.0)
     place = b * y_b + v[:, None] * y_v + c[None, :] * y_c
     tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
 

@@ -3,8 +3,8 @@
     z_k(v) <- exp(z_k(v) - max) / sum over k of exp(z_k(v) - max)
 
 PyTorch's own needs a second volume or, in place, five walks through all classes; a compiled loop on a CPU in float32
-takes one, a row of voxels at a time. Adding a window to the blend before that is `addcmul_`, which runs at the speed of
-a copy, so that there is nothing to gain.
+takes one, a row of voxels at a time. Adding a window to the blend before that stays PyTorch's `addcmul_`, which
+reads the answer once and reads and writes the sum once: nothing is left to save.
 """
 
 from __future__ import annotations
