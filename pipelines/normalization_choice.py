@@ -13,8 +13,8 @@
 
 For each batch size and seed all methods start from the same weights of the convolutions, see the same crops in the same
 order and take the same number of steps of Adam with the same rates. Batches of two take half as many steps, so that the
-number of crops is the same. Nothing was chosen by the results: the rate is one for all, group sizes are equal, warm-ups
-are a quarter of the steps, and the last weights are measured. A rate of its own would suit some methods better.
+number of crops is the same. No method was tuned: the rate is one for all, group sizes are equal, warm-ups are a quarter
+of the steps, and the last weights are measured. A rate of its own would suit some methods better.
 
 Each run leaves DIR/runs/batch-B-METHOD-SEED.json and is not repeated; results.json, results.md and differences.png are
 written at the end.
