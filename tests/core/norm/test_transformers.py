@@ -99,8 +99,7 @@ def test_a_vit_is_converted_exactly(target, more):
     converted = convert_preln(network, target, check_input=IMAGE.double(), atol=1e-12)
     kind = {"rms": RMSNorm, "crms": CRMSNorm}[target]
     assert sum(isinstance(m, kind) for m in converted.modules()) == 9
-    # A constant added along the features is seen neither before nor after: the stream has no mean to keep.
-    assert isinstance(network.blocks[0].norm1, nn.LayerNorm)
+    assert isinstance(network.blocks[0].norm1, nn.LayerNorm)  # the original stays
 
 
 def test_a_vit_without_a_head_keeps_its_last_norm_and_refuses_crms():
