@@ -61,7 +61,7 @@ def _fused_steps(
         grads,
         *moments,
         [],
-        [torch.tensor(t, dtype=torch.float32) for t in counts],
+        [torch.as_tensor(t, dtype=torch.float32) for t in counts],
         lr=float(lr),
         beta1=beta1,
         beta2=beta2,

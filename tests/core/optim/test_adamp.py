@@ -153,3 +153,13 @@ def test_betas_and_momentum_out_of_range_are_named():
         AdamP(weight, betas=(0.9, 1.0))
     with pytest.raises(ValueError, match="momentum must be"):
         SGDP(weight, momentum=1.0)
+
+
+def test_counting_steps_on_the_device_changes_nothing():
+    weights = [torch.nn.Parameter(torch.linspace(-1, 1, 24).reshape(4, 6)) for _ in range(2)]
+    optimizers = [AdamP([w], lr=0.01, capturable=flag) for w, flag in zip(weights, (True, False), strict=True)]
+    for step in range(3):
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            weight.grad = torch.sin(torch.arange(24.0) * (step + 1)).reshape(4, 6)
+            optimizer.step()
+    assert torch.equal(*weights)
