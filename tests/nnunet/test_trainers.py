@@ -13,9 +13,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from medseg.cli import app
 from medseg.nnunet import trainer_folder
 
 pytestmark = [
@@ -72,7 +70,7 @@ def nnunet(tmp_path_factory):
         **os.environ,
         **{f"nnUNet_{part}": str(home / part) for part in ("raw", "preprocessed", "results")},
         "nnUNet_extTrainer": os.pathsep.join([str(trainer_folder()), str(own)]),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "2",
         "nnUNet_def_n_proc": "1",
@@ -131,7 +129,8 @@ def compare_with_ours(home: Path, trainer: str, scans: Path, theirs: Path) -> No
     trained.rename(named)
     ours = home / f"ours_{trainer}"
     arguments = ["predict", str(scans), "-o", str(ours), "--nnunet", str(named), "--save-probabilities"]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    path = os.pathsep.join([str(ROOT), *sys.path])
+    subprocess.run([sys.executable, "-m", "medseg", *arguments], env={**os.environ, "PYTHONPATH": path}, check=True)
     found = np.asarray(nibabel.load(ours / "toy_099_0000_probabilities.nii.gz").dataobj)
     wanted = np.load(theirs / "toy_099.npz")["probabilities"].transpose(3, 2, 1, 0)
     assert np.abs(found - wanted).mean() < 1e-3
@@ -148,7 +147,7 @@ def test_nnunet_finds_a_trainer_in_our_folder_alone():
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "nnUNet_extTrainer": str(trainer_folder())},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "nnUNet_extTrainer": str(trainer_folder())},
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.stdout.strip().endswith("nnUNetTrainerMIPLoss"), done.stderr[-1000:]
