@@ -90,9 +90,7 @@ def predict(
     ] = None,
     nnunet: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Instead of a bundle: a trained nnU-Net folder, TRAINER__PLANS__CONFIG."
-        ),
+        typer.Option(metavar="DIR", help="Instead of a bundle: a trained nnU-Net folder, TRAINER__PLANS__CONFIG."),
     ] = None,
     folds: Annotated[
         str | None, typer.Option(metavar="0,1", help="Folds of the nnU-Net model to average.", show_default="all")
