@@ -36,7 +36,10 @@ def test_importing_the_package_loads_nothing_heavy():
     [
         ["--help"],
         ["--version"],
-        *([verb, "--help"] for verb in ("predict", "train", "adapt", "evaluate", "stats", "info", "bundle", "scaling")),
+        *(
+            [verb, "--help"]
+            for verb in ("predict", "train", "adapt", "evaluate", "stats", "info", "bundle", "scaling", "nnunet-path")
+        ),
     ],
     ids=" ".join,
 )
