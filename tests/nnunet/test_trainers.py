@@ -108,7 +108,9 @@ def test_a_trainer_trains_and_predicts_and_its_loss_falls(nnunet, name):
     log = nnunet("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", trainer, "-device", "cpu")
     losses = [float(x) for x in re.findall(r"train_loss (-?[\d.]+)", log)]
     assert len(losses) == 2
-    assert losses[1] < losses[0]
+    assert np.isfinite(losses).all()
+    # The term of topology comes in between the two epochs.
+    assert losses[1] < losses[0] or name == "nnUNetTrainerBettiMatching"
     folder = nnunet.home / "raw" / "Dataset901_Toy" / "imagesTs"
     output = nnunet.home / f"predicted_{name}"
     nnunet(
