@@ -37,8 +37,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from adawac_report import METHODS, SIX, say, write_report, write_text
+from adawac_report import METHODS, SIX, write_report
 from monai.networks.nets import UNet
+from run_files import read_record, say, write_text
 from sparse_slices import (
     Cohort,
     Slices,
@@ -261,12 +262,6 @@ def find_lambda(comparison: Comparison, cohort: Cohort, budget: Budget, out: Pat
     weight = round(measure_lambda(build_network(comparison.backbone, cohort, budget, 0), cohort.train, budget), 3)
     write_text(path, json.dumps({"lambda": weight}))
     return weight
-
-
-def read_record(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a finished run with these settings, if there is one."""
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return record if record and record["settings"] == settings else None
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

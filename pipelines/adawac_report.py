@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from paired_comparison import compare_methods, draw_differences, markdown_table
+from run_files import say, write_text
 
 from medseg.data import atomic_path
 from medseg.report import draw_sample_weights
@@ -120,12 +119,3 @@ def draw_efficiency(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     axis.legend(fontsize=8)
     with atomic_path(path) as part:
         FigureCanvasAgg(figure).print_png(str(part))
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)

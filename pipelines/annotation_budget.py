@@ -38,10 +38,9 @@ from normalization_choice import (
     load_hippocampus,
     load_phantoms,
     measure,
-    say,
     train,
-    write_text,
 )
+from run_files import say, write_text
 
 from medseg.core.scaling import IdentifiabilityWarning, PowerLawOffset, ScalingFit
 from medseg.report import draw_annotation_budget

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -42,6 +41,7 @@ from monai.losses import DiceLoss, SoftDiceclDiceLoss
 from monai.networks.nets import UNet
 from paired_comparison import compare_methods, draw_differences, markdown_table
 from PIL import Image
+from run_files import read_record, say, write_text
 from skimage.morphology import skeletonize
 
 from medseg.data import atomic_path, make_topology_phantom
@@ -312,12 +312,6 @@ def describe_settings(images: ImageSet, budget: Budget) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(budget) | more | names))
 
 
-def read_record(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a finished run with these settings, if there is one."""
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return record if record and record["settings"] == settings else None
-
-
 def write_report(out: Path, records: list[dict[str, Any]], sets: dict[str, ImageSet]) -> Path:
     """Write the table as JSON and Markdown, the differences as a figure, and the extremes as pictures."""
     settings = {f"{r['set']}-{r['method']}": r["settings"] for r in records}
@@ -350,15 +344,6 @@ def draw_extremes(out: Path, name: str, images: ImageSet, records: list[dict[str
             with np.load(out / "runs" / f"{name}-{method}-{seed}.npz") as masks:
                 title = f"{METHODS[method]}, {case}, seed {seed}: {by_run[method, seed][case][metric]:.0f} unmatched"
                 draw_topology(out / f"{name}-{word}-{method}.png", masks[case], target, title=title)
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -36,10 +35,11 @@ import torch
 from monai.losses import DiceCELoss
 from monai.networks.nets import DynUNet
 from paired_comparison import compare_methods, draw_differences, markdown_table
+from run_files import say, write_text
 from torch import nn
 
 from medseg.core.norm import standardize_weights
-from medseg.data import atomic_path, make_phantom, read_image, read_mask
+from medseg.data import make_phantom, read_image, read_mask
 from medseg.metrics import compute_dice
 
 METHODS = {
@@ -263,15 +263,6 @@ def cost_table(records: Sequence[dict[str, Any]]) -> str:
             dice = ", ".join(f"{mean_dice([r]):.3f}" for r in runs)
             lines.append(f"| {name} | {title} | {dice} | {times[method] / max(times[BASELINE], 1e-9):.2f} |")
     return "\n".join(lines)
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -45,10 +45,9 @@ from normalization_choice import (
     load_phantoms,
     mean_dice,
     measure,
-    say,
-    write_text,
 )
 from paired_comparison import compare_methods, draw_differences, markdown_table
+from run_files import say, write_text
 from torch import nn
 
 from medseg.core.optim import AdamP, FrugalAdamW, Lion, decay_groups, scale_invariant_param_groups

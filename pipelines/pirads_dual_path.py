@@ -42,7 +42,8 @@ import torch
 from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 from monai.losses.dice import DiceLoss
-from pirads_dual_path_report import METHODS, say, write_report, write_text
+from pirads_dual_path_report import METHODS, write_report
+from run_files import say, write_text
 
 from medseg.data import atomic_path, make_zone_phantom
 from medseg.data.zone_phantom import PROSTATE_ZONES

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from paired_comparison import compare_methods, draw_differences, markdown_table
+from run_files import say, write_text
 
 from medseg.data import atomic_path
 from medseg.data.zone_phantom import PROSTATE_ZONES
@@ -98,12 +97,3 @@ def draw_zones(out: Path, records: Sequence[dict[str, Any]], show: Show) -> bool
     with atomic_path(out / "zones.png") as part:
         FigureCanvasAgg(figure).print_png(str(part))
     return True
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)

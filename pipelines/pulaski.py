@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +46,7 @@ from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 from paired_comparison import compare_methods, draw_differences, markdown_table
 from rater_sets import SETS, Batch, RaterSet, Sample, draw_batches, load_discs
+from run_files import say, write_text
 from torch import nn
 
 import medseg.metrics as metrics
@@ -323,15 +323,6 @@ def draw_contours(out: Path, name: str, images: RaterSet, methods: Sequence[str]
         title = f"{METHODS[method]}, {sample.name}"
         path = out / f"{name}-{method}.png"
         draw_sample_contours(path, sample.image.reshape(shape), samples, raters, np.eye(4), title=title)
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -39,6 +38,7 @@ import numpy as np
 import torch
 from monai.networks.nets import UNet
 from paired_comparison import compare_methods, draw_differences, markdown_table
+from run_files import read_record, say, write_text
 from shifted_sets import DRAWN, SETS, Sample, ShiftedSet, load_toy
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -280,12 +280,6 @@ def describe_settings(name: str, images: ShiftedSet, budget: Budget) -> dict[str
     return json.loads(json.dumps(asdict(budget) | counts | {"set": name, "patch": images.patch}))
 
 
-def read_record(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a finished run with these settings, if there is one."""
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return record if record and record["settings"] == settings else None
-
-
 def write_report(out: Path, records: list[dict[str, Any]]) -> Path:
     """Write the tables as JSON and Markdown, and the differences as a figure."""
     better, text, rows = {"dice": True}, [], {}
@@ -326,15 +320,6 @@ def ratio_table(records: list[dict[str, Any]]) -> str:
         seeds = " ".join(f"{v:.3f}" for v in dice[name][method])
         lines.append(f"| {name} | {TITLES[method]} | {' | '.join(cells)} | {seeds} |")
     return "\n".join([*lines, ""])
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,8 +35,8 @@ import torch
 from abdomen_sets import MODALITIES, Subject, all_items, load_phantoms, load_subject, read_anatomy
 from monai.networks.nets import UNet
 from paired_comparison import compare_methods, draw_differences, markdown_table
+from run_files import say, write_text
 
-from medseg.data import atomic_path
 from medseg.engines import SerialTrainer, Stage
 from medseg.losses import DeepSupervisionLoss, FocalTverskyLoss
 from medseg.networks import MultiScaleAttentionUNet
@@ -221,15 +220,6 @@ def seed_table(records: Sequence[Mapping[str, Any]]) -> str:
         for method, values in methods.items():
             lines.append(f"| {name} | {METHODS[method]} | {' '.join(f'{v:.3f}' for v in values)} |")
     return "\n".join([*lines, ""])
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -42,12 +42,10 @@ from betti_matching import (
     build_network,
     draw_batches,
     predict,
-    read_record,
-    say,
     train,
-    write_text,
 )
 from paired_comparison import compare_methods, draw_differences, markdown_table
+from run_files import read_record, say, write_text
 from scipy import ndimage
 
 from medseg.data import atomic_path, make_vessel_phantom

@@ -18,6 +18,7 @@ from monai.config.type_definitions import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.transform import MapTransform
+from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils.enums import TraceKeys
 from scipy.ndimage import binary_fill_holes
 
@@ -226,5 +227,4 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     """Smallest box around all that is true; all of the volume where nothing is."""
     if not mask.any():
         return tuple(slice(0, n) for n in mask.shape)
-    hit = [np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis))) for axis in range(mask.ndim)]
-    return tuple(slice(int(h[0]), int(h[-1]) + 1) for h in hit)
+    return tuple(slice(start, stop) for start, stop in zip(*generate_spatial_bounding_box(mask[None]), strict=True))
