@@ -10,6 +10,10 @@ before with nnU-Net's `-pretrained_weights`, to any of these.
 The losses and networks are those of `medseg`: this file only puts them where nnU-Net looks. All losses give 1 - Dice
 where nnU-Net gives -Dice, so curves lie about 1 higher.
 
+nnU-Net's SGD decays every parameter, by 3e-5: too little to matter for scales of norms and biases. Decay of AdamP and
+Lion is 300 and 3000 times as large, so theirs is kept to the matrices of convolutions, as in `decay_groups`. Of AdamP's
+weights those whose convolution is followed by a norm are found by running the network once on a patch of zeros.
+
 Source of the interface: Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image
 segmentation" (2021), code of version 2.8.
 """
@@ -22,7 +26,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # pyright: ignore[reportMissingImports]
 
 from medseg.core.norm import convert_norm
-from medseg.core.optim import AdamP, Lion
+from medseg.core.optim import AdamP, Lion, decay_groups, scale_invariant_param_groups
 from medseg.core.schedules import WSDLR, PolyLR
 from medseg.losses import BettiMatchingLoss, DiceCELoss, FocalTverskyLoss, SegWithMIPLoss, warm_up_factor
 from medseg.nnunet.adaptive_step import AdaptiveStep
@@ -141,22 +145,26 @@ class nnUNetTrainerAdaWAC(_LossTrainer):
 
 
 class nnUNetTrainerAdamP(nnUNetTrainer):
-    """AdamP, with its paper's advice for weights in front of norms, and nnU-Net's polynomial decay."""
+    """AdamP, told which weights stand in front of a norm, with nnU-Net's polynomial decay of the rate."""
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLR]:
         """Give optimizer and schedule; nnU-Net steps it by epochs."""
         self.initial_lr, self.weight_decay = 1e-3, 1e-2
-        optimizer = AdamP(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay, nesterov=True)
+        # What torch.compile makes of the network would hide its operations.
+        network = getattr(self.network, "_orig_mod", self.network)
+        patch = (1, self.num_input_channels, *self.configuration_manager.patch_size)
+        groups = scale_invariant_param_groups(network, patch, self.weight_decay)
+        optimizer = AdamP(groups, lr=self.initial_lr, nesterov=True)
         return optimizer, PolyLR(optimizer, self.num_epochs)
 
 
 class nnUNetTrainerLion(nnUNetTrainer):
-    """Lion, at a tenth of AdamP's rate and ten times its decay, which bounds weights by 10."""
+    """Lion, at a tenth of AdamP's rate and ten times its decay, which bounds the weights that decay by 10."""
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLR]:
         """Give optimizer and schedule; nnU-Net steps it by epochs."""
         self.initial_lr, self.weight_decay = 1e-4, 1e-1
-        optimizer = Lion(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        optimizer = Lion(decay_groups(self.network, self.weight_decay), lr=self.initial_lr)
         return optimizer, PolyLR(optimizer, self.num_epochs)
 
 
