@@ -8,6 +8,7 @@ from .dice_ce import DiceCELoss
 from .dual_path import DualPathZoneLoss
 from .focal_tversky import FocalTverskyLoss
 from .frechet import frechet_distance
+from .mann_whitney import MannWhitneyLoss
 from .mip import MIPLoss
 from .probabilistic_seg import ProbabilisticSegLoss
 from .pseudo_label import PseudoLabelLoss
@@ -33,6 +34,7 @@ __all__ = [
     "FocalTverskyLoss",
     "LabelTrimmedLoss",
     "MIPLoss",
+    "MannWhitneyLoss",
     "ProbabilisticSegLoss",
     "PseudoLabelLoss",
     "SampleSetLoss",

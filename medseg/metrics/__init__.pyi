@@ -25,6 +25,7 @@ from .surface import SurfaceDistances, surface_distances
 from .surface_dice import SurfaceDiceMetric, compute_surface_dice
 from .volume_coverage import VolumeCoverageMetric, compute_volume_coverage
 from .volume_error import VolumeErrorMetric, compute_volume_error
+from .voxel_auc import VoxelAUCMetric, compute_voxel_auc
 
 __all__ = [
     "AverageSurfaceDistanceMetric",
@@ -46,6 +47,7 @@ __all__ = [
     "SurfaceDistances",
     "VolumeCoverageMetric",
     "VolumeErrorMetric",
+    "VoxelAUCMetric",
     "compute_average_surface_distance",
     "compute_best_sample_dice",
     "compute_betti_matching_error",
@@ -64,5 +66,6 @@ __all__ = [
     "compute_surface_dice",
     "compute_volume_coverage",
     "compute_volume_error",
+    "compute_voxel_auc",
     "surface_distances",
 ]
