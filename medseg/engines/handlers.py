@@ -19,6 +19,7 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 from monai.utils.enums import CommonKeys
 
+from medseg.core.adapters import merged_state_dict
 from medseg.data import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,9 @@ class TrainingCheckpoint:
     """Save the whole state of a run after every epoch, and the best weights so far.
 
     `last.pt` holds the state dicts of all `objects` and the trainer's progress: loading it continues the same run.
-    `model.pt` holds the flat state dict of `objects[best]` at the best validation. Both are written to a temporary
-    name and renamed, so an interrupted write leaves the previous file.
+    `model.pt` holds the flat state dict of `objects[best]` at the best validation, low-rank updates
+    (`medseg.core.adapters`) merged into its weights, so that the plain network loads it. Both are written to a
+    temporary name and renamed, so an interrupted write leaves the previous file.
 
     Put it last in the trainer's handler list, after validation and the learning-rate schedule.
 
@@ -147,7 +149,7 @@ class TrainingCheckpoint:
         evaluator = self.evaluator.state if self.evaluator is not None else None
         is_best = evaluator is None or evaluator.best_metric_epoch in (-1, engine.state.epoch)
         if self.best is not None and is_best:
-            _save(_to_cpu(self.objects[self.best].state_dict()), self.save_dir / self.BEST)
+            _save(_to_cpu(merged_state_dict(self.objects[self.best])), self.save_dir / self.BEST)
         state = {
             "objects": {name: item.state_dict() for name, item in self.objects.items()},
             "epoch": engine.state.epoch,

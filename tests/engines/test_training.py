@@ -104,6 +104,22 @@ def test_finetuning_starts_from_the_weights_of_the_bundle(data, whole_run, tmp_p
     assert all(torch.allclose(start[name], end[name], atol=1e-6) for name in start)
 
 
+def test_finetuning_low_rank_updates_leaves_a_bundle_of_the_plain_network(data, whole_run, tmp_path):
+    lora = {"_target_": "medseg.core.adapters.add_lora", "network": "@network_def", "rank": 1}
+    settings = {**SMALL, "max_epochs": 1, "network": {**lora, "train_fully": ["output_block.*"]}}
+    base = Bundle.load(whole_run[0])
+    train_bundle(base, data, tmp_path, device="cpu", overrides=settings, finetune=True)
+    start = torch.load(base.weights_path, weights_only=True)
+    end = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert start.keys() == end.keys()
+    assert not any(torch.equal(start[name], end[name]) for name in start if name.endswith("conv.weight"))
+    frozen = {n: v for n, v in _network(tmp_path).items() if n.endswith("original")}
+    assert frozen
+    assert all(
+        torch.equal(v, start[n.replace("parametrizations.weight.original", "weight")]) for n, v in frozen.items()
+    )
+
+
 def test_unknown_overrides_and_folders_are_refused(bundle, data, tmp_path):
     with pytest.raises(ValueError, match="override 'max_epoch' names no entry"):
         train_bundle(bundle, data, tmp_path / "run", device="cpu", overrides={"max_epoch": 1})
