@@ -22,7 +22,9 @@ def public_classes(package: str, base: type) -> list[type]:
 
 def check_built_from_json(cls: type, kwargs: dict[str, Any]) -> None:
     """Arguments are JSON types given by keyword, and a misspelt one is refused."""
-    parameters = inspect.signature(cls).parameters.values()
+    # Of `__init__`, not of the class: older Pythons then look at a base's `__new__`, which takes anything.
+    own = cls.__init__ is not object.__init__
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:] if own else []
     by_keyword_only_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     odd = [str(p) for p in parameters if p.kind not in by_keyword_only_kinds]
     assert not odd, f"{cls.__name__} swallows arguments or takes them by position only: {odd}"
