@@ -176,7 +176,7 @@ def _save_margin(probabilities: Any, path: Path) -> None:
     import numpy as np
 
     margin = np.empty(tuple(probabilities.shape[1:]), np.float16)
-    for start in range(0, margin.shape[0], _PLANES):
+    for start in range(0, len(margin), _PLANES):
         best = probabilities[:, start : start + _PLANES].topk(2, dim=0).values
         margin[start : start + _PLANES] = (best[0] - best[1]).cpu().numpy()
     np.save(path, margin)

@@ -105,7 +105,7 @@ def write_volume(path: Path, case: Case, seed: int) -> None:
     extent = np.multiply(case.stored_grid, case.spacing)
     knots = np.ceil(extent / _KNOTS_MM).astype(int) + 1
     coarse = np.random.default_rng(seed).standard_normal(knots).astype(np.float32)
-    field = zoom(coarse, np.divide(case.stored_grid, knots), order=3)
+    field = np.asarray(zoom(coarse, np.divide(case.stored_grid, knots), order=3))
     # No voxel is zero: nnU-Net crops to what is not zero, and all contenders shall see the same volume.
     values = np.clip(np.rint(1000 + 250 * field), 1, 4000).astype(np.int16)
     nib.save(nib.Nifti1Image(values, np.diag([*case.spacing, 1.0])), path)
@@ -179,8 +179,8 @@ def _spread_classes(network: torch.nn.Module, window: torch.Tensor, classes: int
     import torch
 
     heads = [m for m in network.modules() if isinstance(m, torch.nn.Conv3d) and m.out_channels == classes]
-    head = next(m for m in reversed(heads) if m.kernel_size == (1, 1, 1) and m.bias is not None)
+    head, bias = next((m, m.bias) for m in reversed(heads) if m.kernel_size == (1, 1, 1) and m.bias is not None)
     logits = network(window)[0].flatten(1)
     gain = _LOGIT_SCALE / logits.std(dim=1)
     head.weight.mul_(gain[:, None, None, None, None])
-    head.bias.copy_((head.bias - logits.mean(dim=1)) * gain)
+    bias.copy_((bias - logits.mean(dim=1)) * gain)

@@ -29,7 +29,8 @@ def compare_masks(mask: Path, reference: Path, margin: Path | None, classes: int
     """
     import nibabel as nib
 
-    first, second = (np.asanyarray(nib.load(p).dataobj).astype(np.int64) for p in (mask, reference))
+    images: list[Any] = [nib.load(p) for p in (mask, reference)]
+    first, second = (np.asanyarray(image.dataobj).astype(np.int64) for image in images)
     if first.shape != second.shape:
         raise ValueError(f"{mask} has the shape {first.shape}, {reference} has {second.shape}")
     joint = np.bincount((first * classes + second).ravel(), minlength=classes**2).reshape(classes, classes)

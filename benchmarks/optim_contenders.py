@@ -57,7 +57,7 @@ def make_groups(widths: Sequence[int], *, known: bool) -> Groups:
     ]
 
 
-def torch_adamw(groups: Groups, **way: bool) -> torch.optim.Optimizer:
+def torch_adamw(groups: Groups, **way: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-3, weight_decay=1e-2, **way)
 
 

@@ -82,7 +82,7 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for key in dict.fromkeys((run["case"], run["threads"], run["contender"]) for run in runs):
         mine = [run for run in runs if (run["case"], run["threads"], run["contender"]) == key]
-        row = dict(zip(("case", "threads", "contender"), key, strict=True))
+        row: dict[str, Any] = dict(zip(("case", "threads", "contender"), key, strict=True))
         row["seconds"] = median(median(run["seconds"]) for run in mine)
         row |= {name: median(run[name] for run in mine) for name in ("growth_bytes", "peak_bytes")}
         row["first"] = median(sum(run["first"].values()) for run in mine)

@@ -68,9 +68,9 @@ def read_anatomy(folder: Path) -> Anatomy:
     slices = np.flatnonzero((label == 5).any((0, 1)))[::5]
     image, label = image[..., slices].astype(np.float32), label[..., slices]
     organs = {5: 1, 1: 2, 2: 3, 3: 3, 6: 4, 52: 5}
-    label = sum(new * (label == old) for old, new in organs.items())
+    label = np.sum([new * (label == old) for old, new in organs.items()], axis=0)
     added = {1: 45.0, 2: 65.0, 3: 110.0, 5: 110.0}
-    uptake = sum(value * (label == organ) for organ, value in added.items()).astype(np.float32)
+    uptake = np.sum([value * (label == organ) for organ, value in added.items()], axis=0).astype(np.float32)
     # A label is what most of its voxels have.
     shares = [_resize((label == organ).astype(np.float32)) for organ in range(6)]
     parts = ((_resize(image), -1000), (_resize(uptake), 0), (np.argmax(shares, axis=0), 0))
@@ -129,7 +129,7 @@ def _repeat(items: Sequence[dict[str, Any]], count: int) -> Iterator[dict[str, A
 def _resize(volume: np.ndarray) -> np.ndarray:
     """Slices of 3 mm at the phantoms' spacing, to a few hundredths."""
     shape = [int(n * 3.0 / SPACING) for n in volume.shape[:2]]
-    return resize(volume, (*shape, volume.shape[2]), order=1, anti_aliasing=True, preserve_range=True)
+    return np.asarray(resize(volume, (*shape, volume.shape[2]), order=1, anti_aliasing=True, preserve_range=True))
 
 
 def _pad(volume: np.ndarray, value: float) -> np.ndarray:

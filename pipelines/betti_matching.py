@@ -179,7 +179,8 @@ def draw_batches(images: ImageSet, count: int, batch: int, seed: Sequence[int]) 
     """Random crops, mirrored and turned; the same seed gives the same batches to every method."""
     random = np.random.default_rng(seed)
     for _ in range(count):
-        crops = [_crop(images.train[random.integers(len(images.train))], images.patch, random) for _ in range(batch)]
+        drawn = (images.train[int(random.integers(len(images.train)))] for _ in range(batch))
+        crops = [_crop(sample, images.patch, random) for sample in drawn]
         yield tuple(torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
 
 
@@ -187,7 +188,7 @@ def _crop(sample: Sample, patch: int, random: np.random.Generator) -> tuple[np.n
     corner = [random.integers(n - patch + 1) for n in sample.mask.shape]
     box = tuple(slice(c, c + patch) for c in corner)
     order = random.permutation(sample.mask.ndim)
-    flipped = tuple(np.flatnonzero(random.integers(2, size=sample.mask.ndim)) + 1)
+    flipped = tuple((np.flatnonzero(random.integers(2, size=sample.mask.ndim)) + 1).tolist())
     parts = sample.image[(slice(None), *box)], sample.mask[box][None].astype(np.float32)
     image, mask = (np.flip(p.transpose(0, *(order + 1)), flipped).copy() for p in parts)
     return image, mask

@@ -153,7 +153,8 @@ def draw_batches(cohort: Cohort, budget: Budget, batch: int, seed: int) -> Itera
     """Random crops, mirrored at random; the same seed gives the same crops to every method."""
     random = np.random.default_rng(seed)
     for _ in range(budget.crops // batch):
-        pairs = [_crop(cohort.train[random.integers(len(cohort.train))], budget.patch, random) for _ in range(batch)]
+        drawn = (cohort.train[int(random.integers(len(cohort.train)))] for _ in range(batch))
+        pairs = [_crop(sample, budget.patch, random) for sample in drawn]
         image, label = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
         yield image, label
 
@@ -163,7 +164,7 @@ def _crop(sample: Sample, patch: Sequence[int], random: np.random.Generator) -> 
     whole = np.pad(sample.image, grow), np.pad(sample.label.astype(np.int64), grow)
     corner = [random.integers(n - p + 1) for n, p in zip(whole[0].shape, patch, strict=True)]
     box = tuple(slice(c, c + p) for c, p in zip(corner, patch, strict=True))
-    flipped = tuple(np.flatnonzero(random.integers(2, size=3)))
+    flipped = tuple(np.flatnonzero(random.integers(2, size=3)).tolist())
     parts = [part[box] for part in whole]
     return [np.flip(part, flipped)[None].copy() for part in parts]
 

@@ -122,7 +122,8 @@ def load_training(folder: Path, modality: str, subjects: int, count: int) -> lis
     """Slices of the subjects, repeated to a count, each changed at random once: the same for all methods and seeds."""
     augment = RandFlipShiftRotated(["image", "label"], max_shift=2, mode=["bilinear", "nearest"])
     augment.set_random_state(seed=0)
-    changed = [augment(item) for item in all_items(load_phantoms(folder, modality, range(subjects)), count)]
+    items: list[Any] = all_items(load_phantoms(folder, modality, range(subjects)), count)
+    changed: list[Any] = [augment(item) for item in items]
     return [{**i, "image": i["image"].as_tensor(), "label": i["label"].as_tensor()} for i in changed]
 
 
