@@ -47,6 +47,7 @@ class PrecisionName(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+    int8 = "int8"
 
 
 class EngineName(str, Enum):
@@ -89,7 +90,7 @@ def predict(
         typer.Option(help="Name or folder of the bundle; may be left out while only one is installed."),
     ] = None,
     nnunet: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(metavar="DIR", help="Instead of a bundle: a trained nnU-Net folder, TRAINER__PLANS__CONFIG."),
     ] = None,
     folds: Annotated[
@@ -106,7 +107,11 @@ def predict(
         EngineName, typer.Option(help="auto is OpenVINO on a CPU if it can convert the network, else PyTorch.")
     ] = EngineName.auto,
     precision: Annotated[
-        PrecisionName, typer.Option(help="auto is fp16 on CUDA, bf16 on a CPU that has units for it, else fp32.")
+        PrecisionName,
+        typer.Option(
+            help="auto is fp16 on CUDA, bf16 on a CPU that has units for it, else fp32; int8 needs a bundle of "
+            "`medseg bundle quantize`."
+        ),
     ] = PrecisionName.auto,
     overlap: Annotated[float | None, typer.Option(help="Window overlap in [0, 1).", show_default="bundle's")] = None,
     roi_size: Annotated[

@@ -37,17 +37,23 @@ def choose_bundle(name: str | None, quiet: bool) -> Bundle:
 
 
 @contextmanager
-def choose_model(name: str | None, nnunet: Path | None, folds: str | None, quiet: bool) -> Iterator[Bundle]:
+def choose_model(name: str | None, nnunet: list[Path] | None, folds: str | None, quiet: bool) -> Iterator[Bundle]:
     """The bundle to run: one that is there, or an nnU-Net model written as one for as long as it is needed."""
-    if nnunet is None:
+    if not nnunet:
         if folds is not None:
             fail("--folds chooses among the folds of an nnU-Net model; give its folder with --nnunet", EXIT_USAGE)
         yield choose_bundle(name, quiet)
         return
     if name is not None:
         fail("--bundle and --nnunet were both given; choose one model", EXIT_USAGE)
+    if len(nnunet) > 1:
+        fail(
+            f"--nnunet takes one model folder, got {len(nnunet)}; for an ensemble of configurations run each with "
+            "--save-probabilities and average those, or use nnUNetv2_ensemble",
+            EXIT_USAGE,
+        )
     with TemporaryDirectory(prefix="medseg_") as folder:
-        yield _write_as_bundle(nnunet, folds, Path(folder))
+        yield _write_as_bundle(nnunet[0], folds, Path(folder))
 
 
 def _write_as_bundle(nnunet: Path, folds: str | None, folder: Path) -> Bundle:

@@ -25,10 +25,9 @@ import numpy as np
 import torch
 
 from medseg.data.atomic import atomic_path
+from medseg.nnunet.fold_ensemble import FoldEnsemble
+from medseg.nnunet.plans_check import READERS, check_plans
 from medseg.nnunet.trainer_norms import TRAINER_NORMS
-
-_RESAMPLING = "resample_data_or_seg_to_shape"
-_READERS = {"NibabelIOWithReorient": "RAS", "SimpleITKIO": None, "NibabelIO": None, "SimpleITKIOWithReorient": "RAS"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class NNUNetModel:
                 "nnU-Net names the folder"
             )
         chosen = _inherit(known, configuration)
-        _refuse_unknown(path, chosen, plans)
+        check_plans(path, chosen, plans, dataset)
         names = _find_folds(path, folds, checkpoint)
         return cls(path, configuration, chosen, plans, dataset, names, checkpoint)
 
@@ -140,12 +139,14 @@ def write_nnunet_bundle(model: NNUNetModel, output: str | Path) -> Path:
 
     Raises:
         FileExistsError: the folder holds something.
-        ValueError: a checkpoint cannot be read.
+        ModuleNotFoundError: the architecture's package is not installed.
+        ValueError: a checkpoint cannot be read, or does not fit the network of plans.json.
     """
     output = Path(output)
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; give a new folder")
     state, axes = model.load_weights()
+    _check_weights(model, state)
     for folder in ("configs", "models"):
         (output / folder).mkdir(parents=True, exist_ok=True)
     with atomic_path(output / "models" / "model.pt") as part:
@@ -154,6 +155,19 @@ def write_nnunet_bundle(model: NNUNetModel, output: str | Path) -> Path:
         with atomic_path(output / "configs" / f"{name}.json") as part:
             part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return output
+
+
+def _check_weights(model: NNUNetModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Compare names and shapes with those of the network, built without memory for its weights."""
+    arguments = {name: value for name, value in _describe_network(model).items() if name != "_target_"}
+    with torch.device("meta"):
+        network = FoldEnsemble(**arguments)
+    wanted, found = ({name: value.shape for name, value in part.items()} for part in (network.state_dict(), state))
+    if differ := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        raise ValueError(
+            f"{model.path}: {len(differ)} weights of {model.checkpoint} do not fit the network of plans.json, "
+            f"{differ[0]} among them; the trainer may build another network in code: predict with nnUNetv2_predict"
+        )
 
 
 def _describe_model(model: NNUNetModel) -> dict[str, Any]:
@@ -179,7 +193,7 @@ def _describe_model(model: NNUNetModel) -> dict[str, Any]:
 
 def _describe_inference(model: NNUNetModel, axes: Sequence[int]) -> dict[str, Any]:
     plans, regions = model.plans, model.regions
-    orientation = _READERS[model.shared.get("image_reader_writer", "SimpleITKIO")]
+    orientation = READERS[model.shared.get("image_reader_writer", "SimpleITKIO")]
     window = [int(n) for n in plans["patch_size"]]
     flat = len(window) == 2
     inferer: dict[str, Any] = {
@@ -258,7 +272,13 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} does not exist; give a trained nnU-Net model folder, <trainer>__<plans>__<configuration>, with "
             "plans.json, dataset.json and fold_0, fold_1 and so on"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); copy it anew from where the model was trained") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object, got {type(content).__name__}")
+    return content
 
 
 def _inherit(known: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -266,23 +286,6 @@ def _inherit(known: Mapping[str, Any], name: str) -> dict[str, Any]:
     own = dict(known[name])
     parent = own.pop("inherits_from", None)
     return {**_inherit(known, parent), **own} if parent else own
-
-
-def _refuse_unknown(path: Path, plans: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
-    if "architecture" not in plans:
-        raise ValueError(f"{path}: plans.json names no architecture; it is from nnU-Net before 2.4, plan it again")
-    if plans.get("previous_stage"):
-        raise ValueError(f"{path}: a cascade needs the masks of {plans['previous_stage']}; use nnUNetv2_predict for it")
-    for kind in ("data", "probabilities"):
-        found = plans.get(f"resampling_fn_{kind}")
-        if found != _RESAMPLING:
-            raise ValueError(f"{path}: resampling_fn_{kind} is {found}; only {_RESAMPLING} is known here")
-    scores = plans["resampling_fn_probabilities_kwargs"]
-    if scores.get("order", 1) != 1 or scores.get("order_z", 0) != 0:
-        raise ValueError(f"{path}: probabilities are resampled by {scores}; only order 1 and order_z 0 is known here")
-    reader = shared.get("image_reader_writer", "SimpleITKIO")
-    if reader not in _READERS:
-        raise ValueError(f"{path}: images are read by {reader}; only {', '.join(_READERS)} are known here")
 
 
 def _find_folds(path: Path, folds: Sequence[int | str] | None, checkpoint: str) -> tuple[str, ...]:

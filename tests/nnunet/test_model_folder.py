@@ -124,17 +124,81 @@ def test_folds_are_averaged_and_can_be_chosen(tmp_path):
         NNUNetModel.read(folder, folds=[4])
 
 
+def edit(folder: Path, name: str, change) -> Path:
+    """Change a JSON file of a model folder."""
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"configuration": {"previous_stage": "3d_lowres"}}, "a cascade needs the masks of 3d_lowres"),
+        (
+            {"configuration": {"previous_stage": "3d_lowres"}},
+            "a cascade needs the masks of 3d_lowres.*nnUNetv2_predict -c 3d_lowres.*-prev_stage_predictions",
+        ),
+        ({"configuration": {"architecture": None}}, r"names no architecture; it is from nnU-Net before 2\.4"),
+        ({"configuration": {"architecture": {"arch_kwargs": {}}}}, r"lacks architecture\.network_class_name, arch"),
+        ({"configuration": {"preprocessor_name": "Mine"}}, "images are prepared by Mine; known here: DefaultPre"),
+        ({"configuration": {"normalization_schemes": ["Mine"]}}, "images are normalised by Mine; known here: ZScore"),
+        ({"configuration": {"normalization_schemes": ["RGBTo01Normalization"] * 3}}, "names 1 channels.*normalises 3"),
         ({"configuration": {"resampling_fn_data": "resample_torch"}}, "resampling_fn_data is resample_torch"),
-        ({"image_reader_writer": "NaturalImage2DIO"}, "images are read by NaturalImage2DIO"),
+        ({"configuration": {"resampling_fn_probabilities": None}}, "resampling_fn_probabilities is None"),
+        ({"configuration": {"resampling_fn_probabilities_kwargs": {"order": 3}}}, "known here: order 1 and order_z 0"),
+        ({"configuration": {"resampling_fn_data_kwargs": {"order_z": 1}}}, "images are resampled.*known here: order_z"),
+        ({"configuration": {"resampling_fn_data_kwargs": {"force_separate_z": True}}}, "force_separate_z of images"),
+        ({"image_reader_writer": "NaturalImage2DIO"}, "images are read by NaturalImage2DIO; known here: Nibabel"),
+        ({"label_manager": "Mine"}, "labels are read by Mine; known here: LabelManager; predict with nnUNetv2_predict"),
     ],
 )
 def test_models_that_would_be_run_wrongly_are_refused(tmp_path, changes, text):
     with pytest.raises(ValueError, match=text):
         NNUNetModel.read(make_model(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        (
+            "plans.json",
+            lambda plans: plans["configurations"]["base"].pop("spacing"),
+            r"plans\.json lacks spacing; copy",
+        ),
+        ("dataset.json", lambda dataset: dataset.pop("labels"), r"labels of dataset\.json are missing"),
+        (
+            "dataset.json",
+            lambda dataset: dataset.update(labels={"background": 0, "both": [1, 2]}),
+            "regions_class_order",
+        ),
+        ("dataset.json", lambda dataset: dataset.update(channel_names={"0": "R", "1": "G"}), "names 2 channels, plans"),
+    ],
+)
+def test_files_that_lack_something_say_what(tmp_path, name, change, text):
+    with pytest.raises(ValueError, match=text):
+        NNUNetModel.read(edit(make_model(tmp_path), name, change))
+
+
+def test_files_that_are_no_json_or_of_another_kind_are_named(tmp_path):
+    folder = make_model(tmp_path)
+    for content, text in (("{", r"plans\.json is no JSON \(.*; copy it anew"), ("[]", "must hold an object, got list")):
+        (folder / "plans.json").write_text(content)
+        with pytest.raises(ValueError, match=text):
+            NNUNetModel.read(folder)
+
+
+def test_weights_of_another_network_than_that_of_the_plans_are_refused_before_anything_is_written(tmp_path):
+    folder = make_model(tmp_path, folds=1)
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(path, weights_only=False)
+    content["network_weights"]["norm.running_mean"] = torch.zeros(3)
+    torch.save(content, path)
+    with pytest.raises(
+        ValueError, match=r"1 weights of checkpoint_final\.pth do not fit .* networks\.0\.norm\.running_mean"
+    ):
+        write_nnunet_bundle(NNUNetModel.read(folder), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_damaged_folders_say_what_is_wrong(tmp_path):
@@ -168,9 +232,11 @@ def test_architectures_that_cannot_be_found_say_what_to_install():
         FoldEnsemble("nowhere.Net", {})
     with pytest.raises(ValueError, match="does not take these arguments"):
         FoldEnsemble(NETWORK, {"wrong": 1})
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'medseg\[nnunet\]'"):
+        FoldEnsemble("dynamic_network_architectures.nowhere.Net", {})
 
 
-def test_the_command_line_refuses_two_models_and_folds_without_one(tmp_path, scan):
+def test_the_command_line_says_what_is_wrong_with_models_folds_and_channels(tmp_path, scan):
     def run(*more: str):
         return CliRunner().invoke(app, ["predict", str(scan), "-o", str(tmp_path / "out"), *more])
 
@@ -180,3 +246,29 @@ def test_the_command_line_refuses_two_models_and_folds_without_one(tmp_path, sca
     assert (lone.exit_code, "give its folder with --nnunet" in lone.output) == (2, True)
     absent = run("--nnunet", str(tmp_path / "absent"))
     assert (absent.exit_code, "plans.json does not exist" in absent.output) == (2, True)
+    folder = make_model(tmp_path)
+    twice = run("--nnunet", str(folder), "--nnunet", str(folder))
+    assert (twice.exit_code, "for an ensemble of configurations run each" in twice.output) == (2, True)
+    unknown = run("--nnunet", str(folder), "--folds", "0,7")
+    assert (unknown.exit_code, "for fold_0, fold_1, not for fold_7" in unknown.output) == (2, True)
+    network = {"network_class_name": "dynamic_network_architectures.nowhere.Net", "arch_kwargs": {}}
+    edit(folder, "plans.json", lambda p: p["configurations"]["base"]["architecture"].update(network))
+    lacking = run("--nnunet", str(folder))
+    assert (lacking.exit_code, "pip install 'medseg[nnunet]'" in lacking.output) == (3, True)
+
+
+def test_a_scan_with_too_few_channels_is_refused(tmp_path, scan):
+    two = {"normalization_schemes": ["NoNormalization"] * 2, "use_mask_for_norm": [False] * 2}
+    folder = make_model(tmp_path, configuration=two)
+    edit(folder, "dataset.json", lambda dataset: dataset.update(channel_names={"0": "T1", "1": "T2"}))
+    for fold in range(2):
+        path = folder / f"fold_{fold}" / "checkpoint_final.pth"
+        content = torch.load(path, weights_only=False)
+        weights = content["network_weights"]
+        weights["module.conv.weight"] = weights["module.conv.weight"].repeat(1, 2, 1, 1, 1)
+        torch.save(content, path)
+    arguments = ["predict", str(scan), "-o", str(tmp_path / "out"), "--nnunet", str(folder)]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, "expected 2: one volume for each channel" in result.output) == (4, True)
+    named = CliRunner().invoke(app, ["predict", *arguments[2:], "--channels", f"T1={scan}"])
+    assert (named.exit_code, "--channels T1=FILE --channels T2=FILE" in named.output) == (2, True)
