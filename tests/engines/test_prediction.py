@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import threading
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import nibabel as nib
@@ -251,3 +254,13 @@ def test_windows_are_reported_with_their_case(predictor, scans, tmp_path):
     _run(predictor, scans, tmp_path / "out", on_windows=note)
     assert sorted(seen) == ["case0", "case1", "case2"]
     assert all(done == total > 0 for done, total in seen.values())
+
+
+def test_no_process_is_started_so_that_a_script_needs_no_main_guard(predictor, scans, tmp_path, monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(BaseProcess, "start", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(os, "fork", refuse, raising=False)
+    assert [r.status for r in _run(predictor, scans, tmp_path / "out")] == ["ok"] * 3
