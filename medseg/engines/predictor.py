@@ -149,6 +149,11 @@ class Predictor:
         shape = self.windows.fixed_shape
         window = (len(self.bundle.input_channels), *shape) if shape else None
         self.sampler = Sampler.build(network, samples, seed, engine, self.windows)
+        if self.sampler is not None and self.ending.calibrates:
+            raise ValueError(
+                f"bundle {self.bundle.name}: its TemperatureScaledd was fitted to single answers, not to the mean of "
+                "samples; leave out samples, or take it out of the postprocessing"
+            )
         engine = engine if self.sampler is None else "torch"
         self.backend = select_backend(network, window, device=self.device, engine=engine, precision=precision)
         self.precision = self.backend.precision
@@ -307,7 +312,7 @@ class Predictor:
             if self.memory == "low":
                 raise ValueError("memory plan low needs a postprocessing with Invertd and AsDiscreted(argmax=true)")
             return ("whole",)
-        if self.ending.softmax_late and (keep or threshold is not None):
+        if self.ending.needs_whole(keep, threshold):
             return ("whole",)
         normal: Way = "streamed" if aligned else "classwise"
         if keep or threshold is not None or self.memory == "normal":

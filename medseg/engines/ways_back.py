@@ -9,9 +9,10 @@
 
 The first three give the same labels to rounding. `streamed` needs a preprocessing that only reorients and resamples,
 and a volume without rotation or shear between the two grids; `classwise` any that `Invertd` can invert. All but `whole`
-need a postprocessing of softmax (or nothing), `Invertd` and an `AsDiscreted` with argmax. A softmax after `Invertd`, as
-in nnU-Net, which interpolates logits, changes no label: it is left out unless probabilities are wanted, which takes
-`whole`.
+need a postprocessing of softmax (or nothing), `Invertd` and an `AsDiscreted` with argmax. What keeps the best class may
+stand between the last two, and is left out unless probabilities are wanted: a softmax, as in nnU-Net, which
+interpolates logits and then takes `whole`, and `TemperatureScaledd`, which calibrates probabilities and goes with every
+way, save that a threshold on them takes `whole`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -26,10 +28,13 @@ from monai.data import MetaTensor
 from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd
 
 from medseg.inferers import GridMap, Slab, SlabMapper, softmax_
+from medseg.transforms import TemperatureScaledd
 
 Way = Literal["streamed", "classwise", "whole", "low"]
 # Invertible transforms whose effect on the grid is all in the affine; crops and pads also say what lies outside.
 _RESAMPLING = ("Orientation", "Spacing", "SpatialResample")
+# Planes of the input that are calibrated together.
+_PART = 16
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Ending:
         invert: its `Invertd`.
         after: what follows on the label map.
         splits: it is softmax (or nothing), `Invertd`, argmax and what follows, so that classes can be mapped singly.
-        softmax_late: softmax stands between `Invertd` and argmax.
+        late: what stands between `Invertd` and argmax and keeps the best class.
     """
 
     transforms: tuple[Callable[[dict], dict], ...]
@@ -50,7 +55,7 @@ class Ending:
     invert: Invertd | None = None
     after: tuple[Callable[[dict], dict], ...] = ()
     splits: bool = False
-    softmax_late: bool = False
+    late: tuple[Callable[[dict], dict], ...] = ()
 
     @classmethod
     def of(cls, postprocessing: Compose) -> Ending:
@@ -58,8 +63,8 @@ class Ending:
         transforms = tuple(postprocessing.transforms)
         softmax = _is_softmax(transforms[:1])
         core = transforms[softmax:]
-        late = not softmax and _is_softmax(core[1:2])
-        steps = (*core[:1], *core[2:]) if late else core
+        late = tuple(takewhile(_keeps_best_class, core[1:]))
+        steps = (*core[:1], *core[1 + len(late) :])
         invert, discrete = (*steps[:2], None, None)[:2]
         splits = (
             isinstance(invert, Invertd)
@@ -72,6 +77,29 @@ class Ending:
             found = next((t for t in transforms if isinstance(t, Invertd)), None)
             return cls(transforms, softmax, found)
         return cls(transforms, softmax, invert, steps[2:], True, late)  # type: ignore[arg-type]
+
+    @property
+    def calibrates(self) -> bool:
+        """It changes probabilities by temperatures, wherever."""
+        return any(isinstance(t, TemperatureScaledd) for t in self.transforms)
+
+    def needs_whole(self, keep: bool, threshold: float | None) -> bool:
+        """Whether what is wanted of the classes is only known when all are on the input grid."""
+        afterwards = self.softmax and all(isinstance(t, TemperatureScaledd) for t in self.late)
+        return bool(self.late) and (threshold is not None or (keep and not afterwards))
+
+    def calibrate(self, kept: torch.Tensor | None) -> torch.Tensor | None:
+        """Apply `late` to probabilities on the input grid, in place, a part at a time."""
+        for part in () if kept is None or not self.late else kept.split(_PART, dim=1):
+            data: dict[str, Any] = {"pred": part}
+            for transform in self.late:
+                data = transform(data)
+            part.copy_(data["pred"])
+        return kept
+
+
+def _keeps_best_class(transform: object) -> bool:
+    return isinstance(transform, TemperatureScaledd) or _is_softmax((transform,))
 
 
 def _is_softmax(transforms: Sequence[object]) -> bool:
@@ -143,7 +171,7 @@ def _streamed(slabs: Iterable[Slab], task: Task) -> tuple[torch.Tensor, torch.Te
     )
     for slab in slabs:
         mapper.add(slab)
-    return finish_labels(mapper.labels[None], task), kept
+    return finish_labels(mapper.labels[None], task), task.ending.calibrate(kept)
 
 
 def _classwise(slabs: Iterable[Slab], task: Task) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -168,7 +196,7 @@ def _classwise(slabs: Iterable[Slab], task: Task) -> tuple[torch.Tensor, torch.T
     assert labels is not None
     if task.threshold is not None:
         labels.masked_fill_(best < task.threshold, 0)
-    return finish_labels(labels, task), torch.stack(kept) if kept else None
+    return finish_labels(labels, task), task.ending.calibrate(torch.stack(kept) if kept else None)
 
 
 def _whole(slabs: Iterable[Slab], task: Task) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -176,8 +204,8 @@ def _whole(slabs: Iterable[Slab], task: Task) -> tuple[torch.Tensor, torch.Tenso
     kept: torch.Tensor | None = None
     for transform in task.ending.transforms:
         data = transform(data)
-        on_input_grid = isinstance(transform, Invertd) or (kept is not None and isinstance(transform, Activationsd))
-        if on_input_grid and (task.keep or task.threshold is not None):
+        later = kept is not None and isinstance(transform, (Activationsd, TemperatureScaledd))
+        if (isinstance(transform, Invertd) or later) and (task.keep or task.threshold is not None):
             kept = data["pred"].as_tensor().clone()
     labels = data["pred"].as_tensor()
     if task.threshold is not None and kept is not None:

@@ -4,6 +4,7 @@ from .paired_views import PairedViewsd
 from .prostate_roi import ProstateROI, ProstateROId
 from .rand_flip_shift_rotate import RandFlipShiftRotate, RandFlipShiftRotated
 from .shape_resample import ShapeBasedResampleToMatch, ShapeBasedResampleToMatchd
+from .temperature_scaled import TemperatureScaled, TemperatureScaledd
 from .zone_augmentation import RandShapeAffined
 from .zone_distance import ZoneDistance, ZoneDistanced
 from .zone_post_process import ZonePostProcess, ZonePostProcessd
@@ -20,6 +21,8 @@ __all__ = [
     "RandShapeAffined",
     "ShapeBasedResampleToMatch",
     "ShapeBasedResampleToMatchd",
+    "TemperatureScaled",
+    "TemperatureScaledd",
     "ZoneDistance",
     "ZoneDistanced",
     "ZonePostProcess",
