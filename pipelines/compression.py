@@ -8,8 +8,8 @@ be shipped. All are measured on the same volumes, which chose nothing: neither w
 is one more entry of METHODS. The time is the processor time of one window, to that of the dense network measured in
 turn with it.
 
-Each method leaves DIR/runs/METHOD.json and is not repeated; results.json, results.md and differences.png are written
-at the end.
+Each method leaves DIR/runs/METHOD.json and is not repeated; layers.md (spectra and filters, dense and pruned),
+results.json, results.md and differences.png are written as well.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.inferers import sliding_window_inference
+from monai.losses import DiceCELoss
 from normalization_choice import METRICS, Budget, Cohort, Sample, build_network, draw_batches, load_phantoms
 from normalization_choice import train as train_network
 from paired_comparison import compare_methods, draw_differences, markdown_table
@@ -36,17 +38,31 @@ from run_files import read_record, say, write_text
 from torch import nn
 
 from medseg.bundles import Bundle
-from medseg.core.compress import prune_magnitude
+from medseg.core.compress import (
+    WeightMasks,
+    allocate_pruning,
+    find_prunable,
+    layer_magnitude_masks,
+    magnitude_scores,
+    measure_distortions,
+    prune_magnitude,
+)
+from medseg.core.diagnostics import diagnose_layers, layer_table
+from medseg.core.optim import find_scale_invariant
 from medseg.data import read_image, read_mask
 from medseg.metrics import compute_dice
 
 BASELINE = "dense"
 LARGER_IS_BETTER = dict.fromkeys(METRICS, True)
 SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9)
+FLOOR = 0.05  # of a layer's weights
+FRACTIONS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+TUNED = (0.9, 0.8)
+TUNING_RATE = 3e-4
 TIMED_WINDOWS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """What every method gets.
 
@@ -54,11 +70,13 @@ class Task:
         network: trained, in evaluation; methods change a copy of it.
         window: voxels of the windows that it predicts.
         cohort: training volumes, to calibrate and to train on, and volumes to measure; mean 0, deviation 1.
+        tuning_steps: of the methods that train on.
     """
 
     network: nn.Module
-    window: tuple[int, ...]
+    window: tuple[int, int, int]
     cohort: Cohort
+    tuning_steps: int = 30
 
 
 @dataclass(frozen=True)
@@ -94,9 +112,64 @@ def prune(sparsity: float, min_per_layer: float, scale_aware: bool) -> Callable[
     def build(task: Task) -> Compressed:
         network = copy.deepcopy(task.network)
         masks = prune_magnitude(network, sparsity, (1, 1, *task.window), min_per_layer, scale_aware)
-        return Compressed(network, compressed_size(network), {"sparsity": masks.sparsity, "kept": masks.kept})
+        return describe(network, masks)
 
     return build
+
+
+def allocate(sparsity: float) -> Callable[[Task], Compressed]:
+    """Layers pruned each to what rate and distortion allow; as many weights stay as in global pruning."""
+
+    def build(task: Task) -> Compressed:
+        network = copy.deepcopy(task.network)
+        scores, curves = measure_curves(task)
+        sizes = {name: score.numel() for name, score in scores.items()}
+        choice = allocate_pruning(sizes, FRACTIONS, curves, round((1 - sparsity) * sum(sizes.values())))
+        masks = WeightMasks(network, layer_magnitude_masks(scores, choice.sparsities))
+        return describe(network, masks, layers=choice.sparsities)
+
+    return build
+
+
+@lru_cache(maxsize=1)
+def measure_curves(task: Task) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
+    """Scores of the weights, and what pruning each layer alone does to the logits of a few training volumes."""
+    shape = (1, 1, *task.window)
+    scores = magnitude_scores(find_prunable(task.network, shape), find_scale_invariant(task.network, shape))
+    patches = [centre_crop(sample, [3 * n // 4 // 8 * 8 for n in task.window]) for sample in task.cohort.train[:4]]
+    return scores, measure_distortions(task.network, patches, scores, FRACTIONS)
+
+
+def centre_crop(sample: Sample, size: Sequence[int]) -> torch.Tensor:
+    box = tuple(slice((n - s) // 2, (n - s) // 2 + s) for n, s in zip(sample.image.shape, size, strict=True))
+    return torch.from_numpy(sample.image[box].copy())[None, None]
+
+
+def prune_and_train(sparsity: float, scale_aware: bool) -> Callable[[Task], Compressed]:
+    """Global magnitude pruning, then a short training of what is left with the masks kept."""
+
+    def build(task: Task) -> Compressed:
+        network = copy.deepcopy(task.network)
+        masks = prune_magnitude(network, sparsity, (1, 1, *task.window), FLOOR, scale_aware)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=TUNING_RATE)
+        masks.attach(optimizer)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.tuning_steps)
+        loss_function = DiceCELoss(softmax=True, to_onehot_y=True)
+        budget = Budget(crops=task.tuning_steps, patch=task.window)
+        network.train()
+        for image, label in draw_batches(task.cohort, budget, 1, seed=0):
+            optimizer.zero_grad()
+            loss_function(network(image), label).backward()
+            optimizer.step()
+            schedule.step()
+        return describe(network.eval(), masks, steps=task.tuning_steps)
+
+    return build
+
+
+def describe(network: nn.Module, masks: WeightMasks, **more: Any) -> Compressed:
+    """A pruned network, with what is left of each layer."""
+    return Compressed(network, compressed_size(network), {"sparsity": masks.sparsity, "kept": masks.kept} | more)
 
 
 def pruning_methods() -> dict[str, Method]:
@@ -104,10 +177,15 @@ def pruning_methods() -> dict[str, Method]:
     found = {}
     for sparsity in SPARSITIES:
         for kind, scale_aware in {"plain": False, "scale-aware": True}.items():
-            for floor in (0.0, 0.05) if sparsity >= 0.8 else (0.0,):  # below no layer comes near it
+            for floor in (0.0, FLOOR) if sparsity >= 0.8 else (0.0,):  # below no layer comes near it
                 name = f"{kind}{'-floor' if floor else ''}-{sparsity}"
                 title = f"{kind}{', floor' if floor else ''}, {sparsity:.0%}"
                 found[name] = Method(title, prune(sparsity, floor, scale_aware))
+        found[f"allocated-{sparsity}"] = Method(f"rate-distortion, {sparsity:.0%}", allocate(sparsity))
+    for sparsity in TUNED:
+        for kind, scale_aware in {"plain": False, "scale-aware": True}.items():
+            title = f"{kind}, floor, {sparsity:.0%}, trained on"
+            found[f"{kind}-trained-{sparsity}"] = Method(title, prune_and_train(sparsity, scale_aware))
     return found
 
 
@@ -190,6 +268,15 @@ def write_report(out: Path, records: list[dict[str, Any]]) -> Path:
     return out / "results.md"
 
 
+def write_layers(out: Path, task: Task, sparsity: float = 0.9) -> None:
+    """Write what the layers look like, dense and pruned."""
+    pruned = copy.deepcopy(task.network)
+    prune_magnitude(pruned, sparsity, (1, 1, *task.window), FLOOR)
+    parts = {"Dense": task.network, f"Scale-aware with a floor, {sparsity:.0%} pruned": pruned}
+    text = "\n\n".join(f"### {title}\n\n{layer_table(diagnose_layers(net))}" for title, net in parts.items())
+    write_text(out / "layers.md", text + "\n")
+
+
 def cost_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Dice, worst case, size of the file and processor time of every method."""
     dense = records[0]
@@ -212,8 +299,8 @@ def load_task(data: Path, test_cases: int) -> Task:
     parser.read_config(str(bundle.config_path("inference")))
     network = parser.get_parsed_content("network_def")
     network.load_state_dict(torch.load(bundle.weights_path, weights_only=True))
-    window = parser["inferer"]["inferer"]["roi_size"]
-    return Task(network.eval(), tuple(window), load_volumes(data / "hippocampus_msd", test_cases))
+    x, y, z = parser["inferer"]["inferer"]["roi_size"]
+    return Task(network.eval(), (x, y, z), load_volumes(data / "hippocampus_msd", test_cases))
 
 
 def load_volumes(folder: Path, test_cases: int) -> Cohort:
@@ -234,7 +321,7 @@ def load_quick_task() -> Task:
     budget, cohort = Budget(crops=12, patch=(16, 16, 16), channels=(4, 8, 8)), load_phantoms()
     network = build_network("instance", budget.crops, budget, seed=0)
     train_network(network, draw_batches(cohort, budget, 1, seed=0), [budget.learning_rate] * budget.crops)
-    return Task(network.eval(), budget.patch, cohort)
+    return Task(network.eval(), budget.patch, cohort, tuning_steps=2)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -257,6 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     (options.out / "runs").mkdir(parents=True, exist_ok=True)
     task = load_quick_task() if options.quick else load_task(options.data, options.test_cases)
+    write_layers(options.out, task)
     print(write_report(options.out, run_all(task, options.out / "runs")))
     return 0
 

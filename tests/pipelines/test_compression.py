@@ -9,7 +9,7 @@ import numpy as np
 
 def test_a_quick_run_leaves_records_tables_and_no_parts(out, records, pipeline):
     assert {r["method"] for r in records} == set(pipeline.METHODS)
-    assert {"results.json", "results.md"} <= {path.name for path in out.iterdir()}
+    assert {"layers.md", "results.json", "results.md"} <= {path.name for path in out.iterdir()}
     assert not list(out.rglob("*.part*"))
     rows = json.loads((out / "results.json").read_text())["rows"]
     assert len(rows) == len(pipeline.METRICS) * len(pipeline.METHODS)
@@ -27,6 +27,14 @@ def test_methods_prune_what_they_say_and_a_floor_keeps_some_of_each_layer(record
     assert abs(found["plain-0.8"]["sparsity"] - 0.8) < 0.01
     assert abs(found["scale-aware-floor-0.8"]["sparsity"] - 0.8) < 0.01
     assert min(found["plain-floor-0.9"]["kept"].values()) > 0
+
+
+def test_allocated_and_trained_networks_stay_within_what_they_may_keep(records):
+    found = {r["method"]: r["notes"] for r in records}
+    assert 0.9 <= found["allocated-0.9"]["sparsity"] < 0.98
+    assert set(found["allocated-0.9"]["layers"]) == set(found["plain-0.9"]["kept"])
+    for kind in ("plain", "scale-aware"):
+        assert found[f"{kind}-trained-0.9"]["kept"] == found[f"{kind}-floor-0.9"]["kept"]
 
 
 def test_a_second_call_reads_what_is_there(out, pipeline, monkeypatch):
