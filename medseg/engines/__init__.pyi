@@ -5,6 +5,7 @@ from .bundle_adaptation import AdaptationOptions, AdaptationResult, adapt_bundle
 from .cleanup import keep_largest_component, remove_small_components
 from .co_training_trainer import CoTrainingTrainer
 from .devices import DeviceNotFoundError
+from .early_stop import ExtrapolatingEarlyStop
 from .evaluation import Comparison, Evaluation, compare, evaluate
 from .handlers import EpochSeeder, StopOnNonFiniteLoss, TrainingCheckpoint
 from .memory_plan import InsufficientMemoryError, MemoryPlan
@@ -31,6 +32,7 @@ __all__ = [
     "DeviceNotFoundError",
     "EpochSeeder",
     "Evaluation",
+    "ExtrapolatingEarlyStop",
     "InsufficientMemoryError",
     "MemoryPlan",
     "Prediction",

@@ -10,8 +10,10 @@ from .law import ScalingLaw
 from .mixture import MixtureLaw, critical_mixture_ratio
 from .model_size import BivariateLaw, ChinchillaLaw, OpenAILaw
 from .multi_power import multi_power_loss
+from .online_mixture import MixtureSampler, OnlineDataMixer
 from .power_law import PowerLawOffset
 from .scaling_fit import Backtest, ExtrapolationWarning, IdentifiabilityWarning, Prediction, ScalingFit, Solution
+from .sequential_extrapolation import CurveForecast, SequentialExtrapolator
 
 __all__ = [
     "CURVE_FAMILIES",
@@ -23,6 +25,7 @@ __all__ = [
     "ComputeOptimum",
     "CriticalBatchLaw",
     "CurveExtrapolator",
+    "CurveForecast",
     "CurvePosterior",
     "EncoderShare",
     "EnsembleLaw",
@@ -30,12 +33,15 @@ __all__ = [
     "GradientNoiseScale",
     "IdentifiabilityWarning",
     "MixtureLaw",
+    "MixtureSampler",
+    "OnlineDataMixer",
     "OpenAILaw",
     "PowerLawOffset",
     "Prediction",
     "RepeatedSubsetSampler",
     "ScalingFit",
     "ScalingLaw",
+    "SequentialExtrapolator",
     "Solution",
     "StopAdvice",
     "annealing_sums",

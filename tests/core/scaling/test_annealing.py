@@ -46,6 +46,25 @@ def test_the_sums_are_the_recorded_ones_with_the_warm_up_at_the_peak(name):
         np.testing.assert_allclose(sums[:, 1], golden[f"{run}_S2"], atol=1e-12)
 
 
+def test_the_sums_of_the_published_schedules_are_the_published_ones():
+    golden = load("annealing_published_example")
+    for run, key in (("cosine", "cos"), ("constant", "con")):
+        sums = annealing_sums(golden[f"lr_{run}"], float(golden["lam"]))
+        np.testing.assert_allclose(sums[:, 0], golden[f"S1_{key}"], rtol=1e-12)
+        if run == "cosine":
+            np.testing.assert_allclose(sums[:, 1], golden["S2_cos"], atol=1e-15)
+
+
+@pytest.mark.parametrize("name", named("annealing_synth"))
+def test_the_law_with_the_true_parameters_gives_the_losses(name):
+    golden = load(name)
+    law = AnnealingLaw(float(golden["lam"]), int(golden["warmup"]))
+    level, size, gain, slope = golden["params_L0_A_C_alpha"]
+    for run in ("cosine3000", "const3000", "wsd6000", "wsd3000"):
+        found = np.exp(law.log_curve(np.array([[level, np.log(size), gain, slope]]), law.points(golden[f"{run}_lr"])))
+        np.testing.assert_allclose(found[0], golden[f"{run}_loss"], rtol=1e-12)
+
+
 def test_the_published_losses_give_the_published_fit():
     golden = load("annealing_published_example")
     curves = [(golden[f"lr_{run}"], golden["steps"], golden[f"loss_{run}"]) for run in ("cosine", "constant")]
