@@ -7,6 +7,7 @@ from .co_training_trainer import CoTrainingTrainer
 from .devices import DeviceNotFoundError
 from .early_stop import ExtrapolatingEarlyStop
 from .evaluation import Comparison, Evaluation, compare, evaluate
+from .gradual_pruning import GradualPruning
 from .handlers import EpochSeeder, StopOnNonFiniteLoss, TrainingCheckpoint
 from .memory_plan import InsufficientMemoryError, MemoryPlan
 from .normalisation import configure_norm
@@ -33,6 +34,7 @@ __all__ = [
     "EpochSeeder",
     "Evaluation",
     "ExtrapolatingEarlyStop",
+    "GradualPruning",
     "InsufficientMemoryError",
     "MemoryPlan",
     "Prediction",
