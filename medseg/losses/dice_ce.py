@@ -136,15 +136,19 @@ class DiceCELoss(_Loss):
             return self.lambda_dice * dice + self.lambda_ce * self._cross_entropy(entropy, target.shape[1] < channels)
 
     def _sum(self, input: Tensor, target: Tensor) -> tuple[ClassSums, ClassSums]:
-        """Sums for the Dice term and for the cross-entropy; the same ones where both have the same activation."""
+        """Sums for the Dice term and for the cross-entropy; the same ones where one walk over the logits gives both."""
         act = "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
-        of_entropy = "softmax" if input.shape[1] > 1 else "sigmoid"
-        scores = input if self.other_act is None else self.other_act(in_full_precision(input))
         power = 2 if self.squared_pred else 1
-        same = act == of_entropy
-        sums = class_sums(scores, target, activation=act, power=power, ignore_index=self.ignore_index, entropy=same)
-        if same:
+        many = input.shape[1] > 1
+        if self.other_act is None and (many or act == "sigmoid"):
+            entropy = "softmax" if many else "same"
+            sums = class_sums(
+                input, target, activation=act, power=power, ignore_index=self.ignore_index, entropy=entropy
+            )
             return sums, sums
+        scores = input if self.other_act is None else self.other_act(in_full_precision(input))
+        sums = class_sums(scores, target, activation=act, power=power, ignore_index=self.ignore_index, entropy="none")
+        of_entropy = "softmax" if many else "sigmoid"
         return sums, class_sums(input, target, activation=of_entropy, ignore_index=self.ignore_index)
 
     def _dice(self, sums: ClassSums) -> Tensor:

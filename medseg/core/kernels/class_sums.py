@@ -12,6 +12,9 @@ hits, predicted, surprise and rest, with h(p) = gamma p (1 - p)^(gamma - 1) log 
     softmax   t_c = p_c (u_c y_c + v_c power p_c^(power - 1)) + e_c y_c h(p_c) - r_c,   dz_c = t_c - p_c sum of all t_k
     sigmoid   dz = p (1 - p) (u y + v power p^(power - 1)) + e y (1 - p) h(p) - r (1 - y) p h(1 - p)
 
+The last two sums may be those of a softmax while the others are not (Dice by a sigmoid beside a cross-entropy over
+classes); gradients then add up.
+
 Both passes walk over blocks of voxels that fit in a processor's cache; the backward computes the probabilities again.
 Sums of blocks are added in float64, in the order of the blocks. On a CPU compiled loops do this: for a softmax and
 class ids `class_sums_processor.py`, else `class_sums_masks.py`; `backend="torch"` runs what defines the result.
@@ -34,6 +37,7 @@ from medseg.core.kernels.dispatch import check_backend, choose_backend, wants_to
 
 SUPPORTED = (torch.float32, torch.float16, torch.bfloat16)
 ACTIVATIONS = ("softmax", "sigmoid", "none")
+ENTROPIES = ("same", "softmax", "none")
 # Logits in a block: few on a CPU, where blocks are to stay in a cache, and few launches elsewhere.
 _BLOCK_CPU = 2**19
 _BLOCK_OTHER = 2**26
@@ -55,7 +59,12 @@ class _How(NamedTuple):
     power: int
     gamma: float
     ignore: int | None
-    entropy: bool
+    entropy: str
+
+    @property
+    def of_entropy(self) -> str:
+        """The activation of surprise and rest."""
+        return self.activation if self.entropy == "same" else self.entropy
 
 
 def class_sums(
@@ -66,7 +75,7 @@ def class_sums(
     power: int = 1,
     gamma: float = 0.0,
     ignore_index: int | None = None,
-    entropy: bool = True,
+    entropy: str = "same",
     backend: str = "auto",
 ) -> ClassSums:
     """Sum over the voxels what Dice, Tversky, cross-entropy and focal losses need.
@@ -82,14 +91,15 @@ def class_sums(
         gamma: focal exponent, at least 0; 0 is the plain cross-entropy.
         ignore_index: voxels with this id do not count; None counts all. With masks, the voxels of the mask of that
             index, or where the index is no channel, those without any mask.
-        entropy: whether surprise and rest are wanted; False may leave them at 0, which saves the logarithms.
+        entropy: activation of surprise and rest: "same", "softmax", or "none", which may leave them at 0 and saves
+            the logarithms.
         backend: "auto", "torch" or "triton", see `medseg.core.kernels.choose_backend`.
 
     Returns:
         The sums. `present` and `voxels` have no gradient.
 
     Raises:
-        ValueError: wrong shapes, activation, power, gamma or backend.
+        ValueError: wrong shapes, activation, power, gamma, entropy or backend.
         ImportError: `backend="triton"`, and triton is not installed.
 
     Example:
@@ -100,7 +110,7 @@ def class_sums(
         >>> sums.surprise               # -log(3/4)
         tensor([[0.2877, 0.0000]])
     """
-    _check(logits, target, activation, power, gamma)
+    _check(logits, target, activation, power, gamma, entropy)
     check_backend(backend)
     return ClassSums(*_sum(logits, target, activation, power, float(gamma), ignore_index, entropy, backend).unbind(1))
 
@@ -113,7 +123,7 @@ def _sum(
     power: int,
     gamma: float,
     ignore: int | None,
-    entropy: bool,
+    entropy: str,
     backend: str,
 ) -> Tensor:
     how = _How(activation, power, gamma, ignore, entropy)
@@ -137,7 +147,7 @@ def _(
     power: int,
     gamma: float,
     ignore: int | None,
-    entropy: bool,
+    entropy: str,
     backend: str,
 ) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -153,7 +163,7 @@ def _spread(
     power: int,
     gamma: float,
     ignore: int | None,
-    entropy: bool,
+    entropy: str,
     backend: str,
 ) -> Tensor:
     how = _How(activation, power, gamma, ignore, entropy)
@@ -182,7 +192,7 @@ def _(
     power: int,
     gamma: float,
     ignore: int | None,
-    entropy: bool,
+    entropy: str,
     backend: str,
 ) -> Tensor:
     return torch.empty_like(logits)
@@ -245,11 +255,11 @@ def _masks(z: Tensor, y: Tensor, how: _How) -> tuple[Tensor, Tensor]:
     return masks.masked_fill(counts == 0, 0), counts.to(z)
 
 
-def _activate(z: Tensor, how: _How) -> tuple[Tensor, Tensor, Tensor]:
+def _activate(z: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities, and the logarithms of p and of 1 - p; with a softmax, of p twice."""
-    if how.activation == "none":
+    if activation == "none":
         return z, torch.zeros_like(z), torch.zeros_like(z)
-    if how.activation == "sigmoid":
+    if activation == "sigmoid":
         return torch.sigmoid(z), functional.logsigmoid(z), functional.logsigmoid(-z)
     log_p = functional.log_softmax(z, 0)
     return log_p.exp(), log_p, log_p
@@ -258,11 +268,12 @@ def _activate(z: Tensor, how: _How) -> tuple[Tensor, Tensor, Tensor]:
 def _sum_masks(z: Tensor, y: Tensor, how: _How) -> Tensor:
     """The six sums (6, C) of one block with masks."""
     y, counts = _masks(z, y, how)
-    p, log_p, log_rest = _activate(z, how)
-    surprise = torch.where(y > 0, -y * log_p * _fade(p, how.gamma), 0)
+    p = _activate(z, how.activation)[0]
+    q, log_q, log_rest = _activate(z, how.of_entropy)
+    surprise = torch.where(y > 0, -y * log_q * _fade(q, how.gamma), 0)
     rest = -log_rest
-    if how.activation == "sigmoid":
-        rest = torch.where(y < 1, rest * (1 - y) * _fade(1 - p, how.gamma), 0)
+    if how.of_entropy == "sigmoid":
+        rest = torch.where(y < 1, rest * (1 - y) * _fade(1 - q, how.gamma), 0)
     values = (p * y, p**how.power, y**how.power, surprise, rest, torch.ones_like(p))
     return torch.stack([torch.where(counts > 0, value * counts, 0).sum(1, dtype=torch.float64) for value in values])
 
@@ -271,14 +282,19 @@ def _spread_masks(result: Tensor, gradient: Tensor, z: Tensor, y: Tensor, how: _
     """Write the gradient (C, N) of one block with masks."""
     u, v, _, e, r, _ = gradient.to(z)[..., None]
     y, counts = _masks(z, y, how)
-    p, log_p, log_rest = _activate(z, how)
+    p = _activate(z, how.activation)[0]
     slope = u * y + v * (1 if how.power == 1 else 2 * p)
     if how.activation == "softmax":
-        slope = p * slope + e * y * _bend(p, log_p, how.gamma) - r
-        slope = slope - p * slope.sum(0)
+        slope = p * (slope - (p * slope).sum(0))
     elif how.activation == "sigmoid":
-        slope = p * (1 - p) * slope + e * y * (1 - p) * _bend(p, log_p, how.gamma)
-        slope = slope - r * (1 - y) * p * _bend(1 - p, log_rest, how.gamma)
+        slope = p * (1 - p) * slope
+    q, log_q, log_rest = _activate(z, how.of_entropy)
+    if how.of_entropy == "softmax":
+        term = e * y * _bend(q, log_q, how.gamma) - r
+        slope = slope + term - q * term.sum(0)
+    elif how.of_entropy == "sigmoid":
+        slope = slope + e * y * (1 - q) * _bend(q, log_q, how.gamma)
+        slope = slope - r * (1 - y) * q * _bend(1 - q, log_rest, how.gamma)
     result.copy_(torch.where(counts > 0, slope * counts, 0))
 
 
@@ -300,7 +316,7 @@ def _tiny(p: Tensor) -> float:
     return torch.finfo(p.dtype).eps ** 2
 
 
-def _check(logits: Tensor, target: Tensor, activation: str, power: int, gamma: float) -> None:
+def _check(logits: Tensor, target: Tensor, activation: str, power: int, gamma: float, entropy: str) -> None:
     if logits.ndim < 3 or not logits.is_floating_point():
         raise ValueError(f"logits must be (B, C, spatial...) of a float type, got {logits.dtype} {tuple(logits.shape)}")
     if tuple(target.shape) not in (tuple(logits.shape), (logits.shape[0], 1, *logits.shape[2:])):
@@ -314,3 +330,5 @@ def _check(logits: Tensor, target: Tensor, activation: str, power: int, gamma: f
         raise ValueError(f"power is {power}; choose 1 or 2")
     if not 0 <= gamma < float("inf"):
         raise ValueError(f"gamma is {gamma}; expected a number of at least 0")
+    if entropy not in ENTROPIES:
+        raise ValueError(f"entropy is {entropy!r}; choose one of {', '.join(ENTROPIES)}")

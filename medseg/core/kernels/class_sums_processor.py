@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medseg.core.kernels.processor import compiled, dot, exp_below_zero, share
+from medseg.core.kernels.processor import compiled, dot, exp_below_zero, keep_larger, share
 
 SLAB = 256
 PART = 2**14  # voxels; how they are cut decides the last bits of sums, so it depends on nothing
@@ -20,21 +20,24 @@ PART = 2**14  # voxels; how they are cut decides the last bits of sums, so it de
 
 @compiled
 def _exponentiate(z, start, count, top, weights, total):  # noqa: ANN001
-    """Fill largest logit, exponentials below it, and their sums, for some voxels."""
-    for v in range(count):
-        top[v] = z[0, start + v]
-        total[v] = np.float32(0)
-    for c in range(1, z.shape[0]):
-        row = z[c, start : start + count]
-        for v in range(count):
-            top[v] = row[v] if row[v] > top[v] else top[v]
+    """Fill largest logit, exponentials below it, and their sums, for some voxels.
+
+    The first walk copies: rows of a volume whose size is a multiple of a page share few places in a cache, and would
+    have to be fetched from memory again.
+    """
+    top[:] = -np.float32(np.inf)
+    total[:] = np.float32(0)
     for c in range(z.shape[0]):
-        row = z[c, start : start + count]
+        row, line = z[c, start : start + count], weights[c]
+        for v in range(count):
+            line[v] = row[v]
+        keep_larger(top, line, count)
+    for c in range(z.shape[0]):
         line = weights[c]
         for v in range(count):
-            value = exp_below_zero(row[v] - top[v])
-            line[v] = value
-            total[v] += value
+            line[v] = exp_below_zero(line[v] - top[v])
+        for v in range(count):
+            total[v] += line[v]
 
 
 @compiled

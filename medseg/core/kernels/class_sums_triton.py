@@ -88,7 +88,8 @@ def _activate(z, channels, ACT: tl.constexpr, CP: tl.constexpr):
 @triton.jit
 def sum_tiles(
     logits, target, sums, voxels, channels, programs, z_b, z_c, z_v, y_b, y_c, y_v, ignore, gamma,
-    ACT: tl.constexpr, MASKS: tl.constexpr, POWER: tl.constexpr, FOCAL: tl.constexpr, IGNORE: tl.constexpr,
+    ACT: tl.constexpr, OF_ENTROPY: tl.constexpr, MASKS: tl.constexpr,
+    POWER: tl.constexpr, FOCAL: tl.constexpr, IGNORE: tl.constexpr,
     CP: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Write the six sums of some tiles to the program's row of `sums`, (B, programs, 6, channels) float32."""
@@ -106,16 +107,19 @@ def sum_tiles(
         z, y, counts, inside = _read_tile(
             logits, target, b, v, voxels, channels, z_b, z_c, z_v, y_b, y_c, y_v, ignore, MASKS, IGNORE, CP
         )
-        p, log_p, log_rest = _activate(z, channels, ACT, CP)
+        p, log_q, log_rest = _activate(z, channels, ACT, CP)
+        q = p
+        if OF_ENTROPY != ACT:
+            q, log_q, log_rest = _activate(z, channels, OF_ENTROPY, CP)
         some = inside & (counts > 0.0)
-        own = -y * log_p
+        own = -y * log_q
         other = -log_rest
-        if ACT == 2:
+        if OF_ENTROPY == 2:
             other = tl.where(y < 1.0, other * (1.0 - y), 0.0)
         if FOCAL:
-            own = own * _fade(p, gamma)
-            if ACT == 2:
-                other = tl.where(y < 1.0, other * _fade(1.0 - p, gamma), 0.0)
+            own = own * _fade(q, gamma)
+            if OF_ENTROPY == 2:
+                other = tl.where(y < 1.0, other * _fade(1.0 - q, gamma), 0.0)
         hits += tl.sum(tl.where(some, p * y * counts, 0.0), axis=1)
         count += tl.sum(tl.where(some, counts + 0.0 * z, 0.0), axis=1)
         if POWER == 2:
@@ -140,7 +144,8 @@ def sum_tiles(
 def spread_tile(
     gradient, logits, target, result, voxels, channels, programs, z_b, z_c, z_v, y_b, y_c, y_v, d_b, d_c, d_v,
     ignore, gamma,
-    ACT: tl.constexpr, MASKS: tl.constexpr, POWER: tl.constexpr, FOCAL: tl.constexpr, IGNORE: tl.constexpr,
+    ACT: tl.constexpr, OF_ENTROPY: tl.constexpr, MASKS: tl.constexpr,
+    POWER: tl.constexpr, FOCAL: tl.constexpr, IGNORE: tl.constexpr,
     CP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of one tile; `gradient` is (B, 6, channels) float32, contiguous."""
@@ -150,7 +155,10 @@ def spread_tile(
     z, y, counts, inside = _read_tile(
         logits, target, b, v, voxels, channels, z_b, z_c, z_v, y_b, y_c, y_v, ignore, MASKS, IGNORE, CP
     )
-    p, log_p, log_rest = _activate(z, channels, ACT, CP)
+    p, log_q, log_rest = _activate(z, channels, ACT, CP)
+    q = p
+    if OF_ENTROPY != ACT:
+        q, log_q, log_rest = _activate(z, channels, OF_ENTROPY, CP)
     c = tl.arange(0, CP)
     row = gradient + b * 6 * channels + c
     hits = tl.load(row, mask=c < channels, other=0.0)[:, None]
@@ -161,13 +169,17 @@ def spread_tile(
     if POWER == 2:
         slope = hits * y + 2.0 * predicted * p
     if ACT == 1:
-        own = tl.where(y > 0.0, surprise * y * _bend(p, log_p, gamma, FOCAL), 0.0)
-        slope = tl.where(inside, p * slope + own - rest, 0.0)
+        slope = tl.where(inside, p * slope, 0.0)
         slope = slope - p * tl.sum(slope, axis=0)[None, :]
     elif ACT == 2:
-        own = surprise * y * (1.0 - p) * _bend(p, log_p, gamma, FOCAL)
-        other = rest * (1.0 - y) * p * _bend(1.0 - p, log_rest, gamma, FOCAL)
-        slope = p * (1.0 - p) * slope + own - other
+        slope = p * (1.0 - p) * slope
+    if OF_ENTROPY == 1:
+        term = tl.where(y > 0.0, surprise * y * _bend(q, log_q, gamma, FOCAL), 0.0)
+        term = tl.where(inside, term - rest, 0.0)
+        slope += term - q * tl.sum(term, axis=0)[None, :]
+    elif OF_ENTROPY == 2:
+        own = surprise * y * (1.0 - q) * _bend(q, log_q, gamma, FOCAL)
+        slope += own - rest * (1.0 - y) * q * _bend(1.0 - q, log_rest, gamma, FOCAL)
     slope = tl.where(counts > 0.0, slope * counts, 0.0)
     c = c.to(tl.int64)[:, None]
     tl.store(result + b * d_b + c * d_c + v[None, :] * d_v, slope.to(result.dtype.element_ty), mask=inside)
@@ -205,7 +217,7 @@ def _lay_out(logits: Tensor, target: Tensor, how: Any) -> tuple[Tensor, Tensor, 
     if how.ignore is not None:
         mode = 1 if y.shape[1] == 1 else 2 if 0 <= how.ignore < y.shape[1] else 3
     padded = triton.next_power_of_2(z.shape[1])
-    flags = [ACTIVATIONS[how.activation], masks, how.power, how.gamma > 0, mode, padded]
+    flags = [ACTIVATIONS[how.activation], ACTIVATIONS[how.of_entropy], masks, how.power, how.gamma > 0, mode, padded]
     return z, y, flags, max(TILE // padded, 16)
 
 

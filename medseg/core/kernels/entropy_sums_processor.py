@@ -25,8 +25,9 @@ def _prepare(z, start, count, softmax, top, weights, total, log_total):  # noqa:
 def sum_parts(z, m, first, last, softmax, sums):  # noqa: ANN001
     """Fill the rows of `sums` (parts, 2, C) from `first` to `last`."""
     channels = z.shape[0]
-    top, total, log_total, term = np.zeros((4, SLAB), np.float32)
-    weights = np.zeros((channels, SLAB), np.float32)
+    top, total = np.empty(SLAB, np.float32), np.empty(SLAB, np.float32)
+    log_total, term = np.empty(SLAB, np.float32), np.empty(SLAB, np.float32)
+    weights = np.empty((channels, SLAB), np.float32)
     for part in range(first, last):
         for start in range(part * PART, min((part + 1) * PART, z.shape[1]), SLAB):
             count = min(SLAB, z.shape[1] - start)
@@ -53,8 +54,9 @@ def sum_parts(z, m, first, last, softmax, sums):  # noqa: ANN001
 def spread_range(gradient, z, m, begin, end, softmax, result):  # noqa: ANN001
     """Write the gradient of the voxels from `begin` to `end`."""
     channels = z.shape[0]
-    top, total, log_total, amount = np.zeros((4, SLAB), np.float32)
-    weights = np.zeros((channels, SLAB), np.float32)
+    top, total = np.empty(SLAB, np.float32), np.empty(SLAB, np.float32)
+    log_total, amount = np.empty(SLAB, np.float32), np.empty(SLAB, np.float32)
+    weights = np.empty((channels, SLAB), np.float32)
     for start in range(begin, end, SLAB):
         count = min(SLAB, end - start)
         weight = m[start : start + count]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from medseg.core.kernels.processor import compiled, exp_below_zero, share
+from medseg.core.kernels.processor import compiled, exp_below_zero, keep_larger, share
 
 SLAB = 256
 
@@ -19,13 +19,10 @@ def softmax_rows(memory, classes, rows, width, step_k, step_d, step_h, first, la
         begin = (number // rows) * step_d + (number % rows) * step_h
         for start in range(begin, begin + width, SLAB):
             count = min(SLAB, begin + width - start)
-            for v in range(count):
-                top[v] = memory[start + v]
-                total[v] = np.float32(0)
-            for k in range(1, classes):
-                row = memory[start + k * step_k : start + k * step_k + count]
-                for v in range(count):
-                    top[v] = row[v] if row[v] > top[v] else top[v]
+            top[:] = -np.float32(np.inf)
+            total[:] = np.float32(0)
+            for k in range(classes):
+                keep_larger(top, memory[start + k * step_k : start + k * step_k + count], count)
             for k in range(classes):
                 row, line = memory[start + k * step_k : start + k * step_k + count], weights[k]
                 for v in range(count):

@@ -16,18 +16,21 @@ CHOICES = {
     "power": st.sampled_from([1, 2]),
     "gamma": st.sampled_from([0.0, 0.5, 1.0, 2.0]),
     "ignore_index": st.sampled_from([None, 1, -1]),
+    "entropy": st.sampled_from(["same", "softmax"]),
 }
 
 
-def compose(logits, target, activation, power, gamma, ignore_index):
+def compose(logits, target, activation, power, gamma, ignore_index, entropy):
     """The sums as their formulas say, with everything in full size."""
     channels = logits.shape[1]
     counts = torch.ones_like(target) if ignore_index is None else (target != ignore_index)
     y = functional.one_hot(torch.where(counts > 0, target, 0)[:, 0], channels).movedim(-1, 1).to(logits)
-    p = {"softmax": logits.softmax(1), "sigmoid": logits.sigmoid(), "none": logits}[activation]
-    log_p, log_q = (p.log(), (1 - p).log()) if activation != "none" else (torch.zeros_like(p),) * 2
-    rest = -log_p if activation == "softmax" else -(1 - y) * p**gamma * log_q
-    values = (p * y, p**power, y, -y * (1 - p) ** gamma * log_p, rest, torch.ones_like(p))
+    activations = {"softmax": logits.softmax(1), "sigmoid": logits.sigmoid(), "none": logits}
+    of_entropy = activation if entropy == "same" else entropy
+    p, q = activations[activation], activations[of_entropy]
+    log_q, log_rest = (q.log(), (1 - q).log()) if of_entropy != "none" else (torch.zeros_like(p),) * 2
+    rest = -log_q if of_entropy == "softmax" else -(1 - y) * q**gamma * log_rest
+    values = (p * y, p**power, y, -y * (1 - q) ** gamma * log_q, rest, torch.ones_like(p))
     return torch.stack([(value * counts).flatten(2).sum(2) for value in values])
 
 
@@ -115,7 +118,7 @@ def test_the_number_of_threads_changes_no_bit():
 def test_the_registered_operations_pass_opcheck():
     logits, target = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 1, 4, 5))
     for activation in ("softmax", "sigmoid"):
-        how = (activation, 1, 0.0, None, True, "auto")
+        how = (activation, 1, 0.0, None, "softmax", "auto")
         torch.library.opcheck(module._sum, (logits.clone().requires_grad_(), target, *how))
         torch.library.opcheck(module._spread, (torch.randn(2, 6, 3), logits, target, *how))
 
@@ -135,6 +138,7 @@ def test_an_empty_batch_gives_empty_sums():
         (((2, 3, 4), (2, 1, 4)), {"activation": "relu"}, "activation is 'relu'"),
         (((2, 3, 4), (2, 1, 4)), {"power": 3}, "power is 3"),
         (((2, 3, 4), (2, 1, 4)), {"gamma": -1.0}, "gamma is -1.0"),
+        (((2, 3, 4), (2, 1, 4)), {"entropy": "sigmoid"}, "entropy is 'sigmoid'"),
         (((2, 3, 4), (2, 1, 4)), {"backend": "cuda"}, "choose one of auto, torch, triton"),
     ],
 )

@@ -35,6 +35,7 @@ def compile_class_sums(name: str, dtype: str, integers: str, **constants):
     from medseg.core.kernels import class_sums_triton
 
     constants = {"ACT": 1, "MASKS": False, "POWER": 1, "FOCAL": False, "IGNORE": 0, "CP": 16, "BLOCK": 128} | constants
+    constants.setdefault("OF_ENTROPY", constants["ACT"])
     if name == "sum_tiles":
         constants["TILES"] = 16
     target = f"*{dtype}" if constants["MASKS"] else "*u8"
@@ -52,6 +53,7 @@ def compile_class_sums(name: str, dtype: str, integers: str, **constants):
         ("fp16", {"ACT": 2, "MASKS": True, "POWER": 2, "FOCAL": True, "IGNORE": 2}),
         ("bf16", {"FOCAL": True, "IGNORE": 1, "CP": 128, "BLOCK": 16}),
         ("fp32", {"ACT": 0, "MASKS": True, "IGNORE": 3, "POWER": 2}),
+        ("fp16", {"ACT": 2, "OF_ENTROPY": 1, "MASKS": True, "FOCAL": True}),
         ("fp32", {"ACT": 2, "MASKS": True, "IGNORE": 1, "CP": 1, "BLOCK": 2048}),
     ],
 )

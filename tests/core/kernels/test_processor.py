@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from medseg.core.kernels.processor import compiled, dot, exp_below_zero, share
+from medseg.core.kernels import processor
+from medseg.core.kernels.processor import compiled, dot, exp_below_zero, keep_larger, share
 
 
 @compiled
@@ -35,6 +36,19 @@ def test_exponentials_of_infinity_and_nan_are_zero_and_nan():
 def test_a_dot_product_counts_the_first_entries():
     a = np.arange(5, dtype=np.float32)
     assert dot(a, a, 4) == 14
+
+
+def test_the_larger_of_two_rows_is_kept_and_nan_in_the_first_gives_way():
+    top = np.array([1, 5, np.nan, -np.inf, 9], np.float32)
+    keep_larger(top, np.array([3, 2, 4, -1, 99], np.float32), 4)
+    assert top.tolist() == [3, 5, 4, -1, 9]
+
+
+def test_a_change_of_any_file_beside_it_makes_compiled_code_stale():
+    file = getattr(getattr(dot, "_cache", None), "_cache_file", None)
+    if file is None:
+        pytest.skip("no cache on disk is possible here")
+    assert file._source_stamp[1] == processor._STAMP
 
 
 @pytest.mark.parametrize("parts", [0, 1, 2, 7])
