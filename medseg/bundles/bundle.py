@@ -20,6 +20,7 @@ from typing import Any, Literal
 ENVIRONMENT_VARIABLE = "MEDSEG_BUNDLES"
 METADATA = Path("configs") / "metadata.json"
 WEIGHTS = Path("models") / "model.pt"
+INT8 = Path("models") / "int8"
 _PACKAGE = Path(__file__).parents[1]
 _REMOTE = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -92,6 +93,11 @@ class Bundle:
     def weights_path(self) -> Path:
         """Where the weights are, whether they are there or not."""
         return self.path / WEIGHTS
+
+    @property
+    def int8_path(self) -> Path:
+        """Where a quantised model is, whether it is there or not."""
+        return self.path / INT8
 
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file in hexadecimal, which says exactly what made a result.

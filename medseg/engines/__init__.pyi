@@ -2,6 +2,7 @@ from .adaptation_diagnostics import AdaptationDiagnostics
 from .adaptation_methods import build_adapter
 from .adawac_trainer import AdaWACTrainer
 from .bundle_adaptation import AdaptationOptions, AdaptationResult, adapt_bundle
+from .bundle_quantization import QuantizationResult, quantize_bundle
 from .cleanup import keep_largest_component, remove_small_components
 from .co_training_trainer import CoTrainingTrainer
 from .devices import DeviceNotFoundError
@@ -42,6 +43,7 @@ __all__ = [
     "Predictor",
     "PreparedCase",
     "ProbabilisticTrainer",
+    "QuantizationResult",
     "SampleWeightHistory",
     "SerialTrainer",
     "SourceFreeAdapter",
@@ -58,6 +60,7 @@ __all__ = [
     "evaluate",
     "keep_largest_component",
     "predict_cases",
+    "quantize_bundle",
     "remove_small_components",
     "train_bundle",
 ]

@@ -35,7 +35,7 @@ from medseg.engines.memory_plan import (
 from medseg.engines.sampling import CaseSamples, Sampler, empty_samples
 from medseg.engines.ways_back import Ending, Task, Way, grid_of, map_back
 from medseg.engines.windows import Windows
-from medseg.inferers import Backend, Engine, Precision, Slab, TorchBackend, select_backend
+from medseg.inferers import Backend, Engine, Int8Backend, Precision, Slab, TorchBackend, select_backend
 
 Memory = Literal["auto", "normal", "low"]
 
@@ -80,7 +80,8 @@ class Predictor:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         engine: `auto` (OpenVINO on a CPU if it is installed and can convert the network, else PyTorch), `torch` or
             `openvino`.
-        precision: `auto` (fp16 on CUDA, bf16 on a CPU that computes in it, else fp32), `fp32`, `fp16` or `bf16`.
+        precision: `auto` (fp16 on CUDA, bf16 on a CPU that computes in it, else fp32), `fp32`, `fp16`, `bf16`, or
+            `int8` on a CPU, of a bundle that `quantize_bundle` made.
         overlap: overlap of neighbouring windows in [0, 1), by default the bundle's.
         roi_size: window size in voxels of the network's grid, by default the bundle's.
         sw_batch_size: windows in one pass, by default the bundle's.
@@ -155,7 +156,11 @@ class Predictor:
                 "samples; leave out samples, or take it out of the postprocessing"
             )
         engine = engine if self.sampler is None else "torch"
-        self.backend = select_backend(network, window, device=self.device, engine=engine, precision=precision)
+        self.backend: Backend
+        if precision == "int8":
+            self.backend = _open_int8(self.bundle, window, self.device, engine, self.weights_sha256)
+        else:
+            self.backend = select_backend(network, window, device=self.device, engine=engine, precision=precision)
         self.precision = self.backend.precision
         self._activations = activation_bytes(network, window) if window else 0
         self.settings = {
@@ -168,6 +173,7 @@ class Predictor:
             "tta": tta,
             "memory": memory,
             **({"samples": samples, "seed": seed} if self.sampler else {}),
+            **({"int8_model": self.backend.manifest["files"]} if isinstance(self.backend, Int8Backend) else {}),
         }
         self.num_classes = int(self.bundle.metadata["network_data_format"]["outputs"]["pred"]["num_channels"])
 
@@ -378,6 +384,31 @@ def _load_network(bundle: Bundle, parser: ConfigParser, device: torch.device) ->
             "'medseg bundle check' on it, or train it with 'medseg train'"
         ) from error
     return network.to(device).eval()
+
+
+def _open_int8(
+    bundle: Bundle, window: tuple[int, ...] | None, device: torch.device, engine: Engine, weights_sha256: str
+) -> Int8Backend:
+    if device.type != "cpu":
+        raise ValueError(
+            f"precision int8 runs on the CPU, but the device is {device}; use device cpu, or precision auto"
+        )
+    if engine == "torch":
+        raise ValueError(
+            "precision int8 runs on OpenVINO: leave engine at auto, draw no samples, or use precision fp32"
+        )
+    if not bundle.int8_path.is_dir():
+        raise ValueError(
+            f"bundle {bundle.name} has no int8 model; make one with 'medseg bundle quantize {bundle.name} --images DIR "
+            "-o NEW_BUNDLE' and predict with NEW_BUNDLE, or use precision fp32"
+        )
+    backend = Int8Backend(bundle.int8_path, weights_sha256)
+    if window != backend.window:
+        raise ValueError(
+            f"bundle {bundle.name}: its int8 model is for windows of {backend.window} (channels first), not {window}; "
+            "leave roi_size as the bundle has it, or use precision fp32"
+        )
+    return backend
 
 
 def _without(chain: Compose, kind: type) -> Compose:

@@ -5,7 +5,8 @@ the network, because it is faster there at the same answer; elsewhere, and where
 What was chosen stands in `name` and `precision`; what the user should know in `notes`. Nothing falls back in silence.
 
 A float32 back end gives the probabilities of eager PyTorch to within 1e-4. A bf16 or fp16 back end does not; it is
-chosen by itself only on processors with units for the type.
+chosen by itself only on processors with units for the type. An int8 model is never chosen by itself; `Int8Backend` runs
+it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import torch
 from torch import nn
 
 Engine = Literal["auto", "torch", "openvino"]
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
-UsedPrecision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+UsedPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -29,7 +30,7 @@ class Backend(Protocol):
 
     Attributes:
         name: the engine, `torch` or `openvino`.
-        precision: the arithmetic that is really used, `fp32`, `bf16` or `fp16`.
+        precision: the arithmetic that is really used, `fp32`, `bf16`, `fp16` or `int8`.
         notes: what the user should know about the choice, one sentence each.
     """
 
@@ -82,6 +83,8 @@ def select_precision(precision: Precision, device: torch.device) -> UsedPrecisio
         >>> select_precision("auto", torch.device("cpu"))
         'fp32'
     """
+    if precision == "int8":
+        raise ValueError("precision int8 needs a quantised model, which Int8Backend runs; use auto, fp32, fp16 or bf16")
     if precision not in ("auto", "fp32", "fp16", "bf16"):
         raise ValueError(f"precision must be auto, fp32, fp16 or bf16, got {precision!r}")
     if precision == "fp16" and device.type == "cpu":

@@ -50,7 +50,7 @@ def convert(network: nn.Module, window_shape: Sequence[int], folder: Path) -> No
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    with _quiet(), torch.inference_mode(False), torch.no_grad():
+    with quiet(), torch.inference_mode(False), torch.no_grad():
         example = example_window(window_shape)
         prepared = copy.deepcopy(network).eval()
         prepared.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -108,7 +108,7 @@ def _two_stage_mean(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep warnings, log lines and dumped graphs of the converters, which no user can act on, off the terminal."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
