@@ -9,197 +9,49 @@ is one more entry of METHODS. The time is the processor time of one window, to t
 turn with it.
 
 Each method leaves DIR/runs/METHOD.json and is not repeated; layers.md (spectra and filters, dense and pruned),
-results.json, results.md and differences.png are written as well.
+results.json, results.md and sizes.png are written as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import gzip
-import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from compression_pruning import FLOOR, pruning_methods
+from compression_task import Compressed, Method, Task, compressed_size
 from monai.bundle import ConfigParser
 from monai.inferers import sliding_window_inference
-from monai.losses import DiceCELoss
 from normalization_choice import METRICS, Budget, Cohort, Sample, build_network, draw_batches, load_phantoms
 from normalization_choice import train as train_network
-from paired_comparison import compare_methods, draw_differences, markdown_table
+from paired_comparison import compare_methods, markdown_table
 from run_files import read_record, say, write_text
-from torch import nn
 
 from medseg.bundles import Bundle
-from medseg.core.compress import (
-    WeightMasks,
-    allocate_pruning,
-    find_prunable,
-    layer_magnitude_masks,
-    magnitude_scores,
-    measure_distortions,
-    prune_magnitude,
-)
+from medseg.core.compress import prune_magnitude
 from medseg.core.diagnostics import diagnose_layers, layer_table
-from medseg.core.optim import find_scale_invariant
-from medseg.data import read_image, read_mask
+from medseg.data import atomic_path, read_image, read_mask
 from medseg.metrics import compute_dice
 
 BASELINE = "dense"
 LARGER_IS_BETTER = dict.fromkeys(METRICS, True)
-SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9)
-FLOOR = 0.05  # of a layer's weights
-FRACTIONS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-TUNED = (0.9, 0.8)
-TUNING_RATE = 3e-4
 TIMED_WINDOWS = 5
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What every method gets.
-
-    Attributes:
-        network: trained, in evaluation; methods change a copy of it.
-        window: voxels of the windows that it predicts.
-        cohort: training volumes, to calibrate and to train on, and volumes to measure; mean 0, deviation 1.
-        tuning_steps: of the methods that train on.
-    """
-
-    network: nn.Module
-    window: tuple[int, int, int]
-    cohort: Cohort
-    tuning_steps: int = 30
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """What a method gives back.
-
-    Attributes:
-        predict: from a window (1, 1, *window) to logits (1, classes, *window).
-        size: bytes of the file that would be shipped, compressed.
-        notes: anything else for the record, as JSON has it.
-    """
-
-    predict: Callable[[torch.Tensor], torch.Tensor]
-    size: int
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to make a network smaller: what readers see, and what does it."""
-
-    title: str
-    build: Callable[[Task], Compressed]
 
 
 def keep_dense(task: Task) -> Compressed:
     return Compressed(task.network, compressed_size(task.network))
 
 
-def prune(sparsity: float, min_per_layer: float, scale_aware: bool) -> Callable[[Task], Compressed]:
-    """Global magnitude pruning in one shot, without training afterwards."""
-
-    def build(task: Task) -> Compressed:
-        network = copy.deepcopy(task.network)
-        masks = prune_magnitude(network, sparsity, (1, 1, *task.window), min_per_layer, scale_aware)
-        return describe(network, masks)
-
-    return build
-
-
-def allocate(sparsity: float) -> Callable[[Task], Compressed]:
-    """Layers pruned each to what rate and distortion allow; as many weights stay as in global pruning."""
-
-    def build(task: Task) -> Compressed:
-        network = copy.deepcopy(task.network)
-        scores, curves = measure_curves(task)
-        sizes = {name: score.numel() for name, score in scores.items()}
-        choice = allocate_pruning(sizes, FRACTIONS, curves, round((1 - sparsity) * sum(sizes.values())))
-        masks = WeightMasks(network, layer_magnitude_masks(scores, choice.sparsities))
-        return describe(network, masks, layers=choice.sparsities)
-
-    return build
-
-
-@lru_cache(maxsize=1)
-def measure_curves(task: Task) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
-    """Scores of the weights, and what pruning each layer alone does to the logits of a few training volumes."""
-    shape = (1, 1, *task.window)
-    scores = magnitude_scores(find_prunable(task.network, shape), find_scale_invariant(task.network, shape))
-    patches = [centre_crop(sample, [3 * n // 4 // 8 * 8 for n in task.window]) for sample in task.cohort.train[:4]]
-    return scores, measure_distortions(task.network, patches, scores, FRACTIONS)
-
-
-def centre_crop(sample: Sample, size: Sequence[int]) -> torch.Tensor:
-    box = tuple(slice((n - s) // 2, (n - s) // 2 + s) for n, s in zip(sample.image.shape, size, strict=True))
-    return torch.from_numpy(sample.image[box].copy())[None, None]
-
-
-def prune_and_train(sparsity: float, scale_aware: bool) -> Callable[[Task], Compressed]:
-    """Global magnitude pruning, then a short training of what is left with the masks kept."""
-
-    def build(task: Task) -> Compressed:
-        network = copy.deepcopy(task.network)
-        masks = prune_magnitude(network, sparsity, (1, 1, *task.window), FLOOR, scale_aware)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=TUNING_RATE)
-        masks.attach(optimizer)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.tuning_steps)
-        loss_function = DiceCELoss(softmax=True, to_onehot_y=True)
-        budget = Budget(crops=task.tuning_steps, patch=task.window)
-        network.train()
-        for image, label in draw_batches(task.cohort, budget, 1, seed=0):
-            optimizer.zero_grad()
-            loss_function(network(image), label).backward()
-            optimizer.step()
-            schedule.step()
-        return describe(network.eval(), masks, steps=task.tuning_steps)
-
-    return build
-
-
-def describe(network: nn.Module, masks: WeightMasks, **more: Any) -> Compressed:
-    """A pruned network, with what is left of each layer."""
-    return Compressed(network, compressed_size(network), {"sparsity": masks.sparsity, "kept": masks.kept} | more)
-
-
-def pruning_methods() -> dict[str, Method]:
-    """Relative to filters' norms or not, with a floor and without, at every sparsity."""
-    found = {}
-    for sparsity in SPARSITIES:
-        for kind, scale_aware in {"plain": False, "scale-aware": True}.items():
-            for floor in (0.0, FLOOR) if sparsity >= 0.8 else (0.0,):  # below no layer comes near it
-                name = f"{kind}{'-floor' if floor else ''}-{sparsity}"
-                title = f"{kind}{', floor' if floor else ''}, {sparsity:.0%}"
-                found[name] = Method(title, prune(sparsity, floor, scale_aware))
-        found[f"allocated-{sparsity}"] = Method(f"rate-distortion, {sparsity:.0%}", allocate(sparsity))
-    for sparsity in TUNED:
-        for kind, scale_aware in {"plain": False, "scale-aware": True}.items():
-            title = f"{kind}, floor, {sparsity:.0%}, trained on"
-            found[f"{kind}-trained-{sparsity}"] = Method(title, prune_and_train(sparsity, scale_aware))
-    return found
-
-
 METHODS: dict[str, Method] = {
     BASELINE: Method("dense", keep_dense),
     **pruning_methods(),
 }
-
-
-def compressed_size(network: nn.Module) -> int:
-    """Bytes of a network's weights, saved and compressed by gzip."""
-    file = io.BytesIO()
-    torch.save(network.state_dict(), file)
-    return len(gzip.compress(file.getvalue(), mtime=0))
 
 
 @torch.inference_mode()
@@ -256,16 +108,40 @@ def mean_dice(record: Mapping[str, Any]) -> float:
 
 
 def write_report(out: Path, records: list[dict[str, Any]]) -> Path:
-    """Write tables as JSON and Markdown, and the differences as a figure."""
+    """Write tables as JSON and Markdown, and Dice against size as a figure."""
     rows = compare_methods(records, baseline=BASELINE, larger_is_better=LARGER_IS_BETTER)
     write_text(out / "results.json", json.dumps({"rows": rows, "settings": records[0]["settings"]}, indent=1))
-    names: dict[str, Any] = {"baseline": BASELINE, "metrics": METRICS}
-    names["methods"] = {name: method.title for name, method in METHODS.items()}
-    text = markdown_table(rows, digits=dict.fromkeys(METRICS, 4), **names)
+    titles = {name: method.title for name, method in METHODS.items()}
+    digits = dict.fromkeys(METRICS, 4)
+    text = markdown_table(rows, baseline=BASELINE, methods=titles, metrics=METRICS, digits=digits)
     write_text(out / "results.md", f"{cost_table(records)}\n\n{text}")
-    if not draw_differences(out / "differences.png", records, larger_is_better=LARGER_IS_BETTER, **names):
-        say("differences.png is left out: it needs matplotlib (pip install matplotlib)")
+    if not draw_sizes(out / "sizes.png", records):
+        say("sizes.png is left out: it needs matplotlib (pip install matplotlib)")
     return out / "results.md"
+
+
+def draw_sizes(path: Path, records: Sequence[Mapping[str, Any]]) -> bool:
+    """Draw Dice against the size of the file, a line for each kind of method; False where matplotlib is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        kind = METHODS[record["method"]].title.split(", ")  # without its sparsity
+        name = ", ".join(part for part in kind if not part.endswith("%"))
+        lines.setdefault(name, []).append((record["size"] / 1e6, mean_dice(record)))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, points in lines.items():
+        axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, linewidth=1, label=name)
+    axis.set_xlabel("compressed file, MB")
+    axis.set_ylabel("Dice")
+    axis.legend(fontsize=7)
+    with atomic_path(path) as part:
+        FigureCanvasAgg(figure).print_png(str(part))
+    return True
 
 
 def write_layers(out: Path, task: Task, sparsity: float = 0.9) -> None:
