@@ -254,5 +254,5 @@ def _check(
         raise ValueError(f"act is {act!r}; choose one of {', '.join(ACTIVATIONS)}")
     if not 0 < eps < float("inf"):
         raise ValueError(f"eps is {eps}; expected a number above 0")
-    if len(x) and x[0].numel() // (groups or channels) == 1:
+    if x.shape[1:].numel() // (groups or channels) == 1:
         raise ValueError(f"x has one value a group, shape {tuple(x.shape)}: its variance is 0; use larger inputs")

@@ -3,6 +3,9 @@
 A chain of PyTorch operations on blocks that fit in a cache makes threads wait for each other after every operation,
 which costs many times the work itself where processors are shared with data loaders. A compiled loop does the whole
 chain on a part of the voxels; the parts are cut by shape alone, so results do not depend on the number of threads.
+
+What keeps such loops in vector registers: rows as slices (`row[v]`, not `z[c, start + v]`), choices between runs of a
+loop outside of it, and buffers made one by one; strides of rows unpacked from one array are unknown to the compiler.
 """
 
 from __future__ import annotations

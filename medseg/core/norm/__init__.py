@@ -12,10 +12,12 @@ from medseg.core.norm.batch_statistics import adapt_batch_stats
 from medseg.core.norm.convert import convert_norm, is_norm
 from medseg.core.norm.evonorm import EvoNormB0, EvoNormS0
 from medseg.core.norm.fold import fold_norm, fold_norms
+from medseg.core.norm.fuse_act import fuse_norm_act
 from medseg.core.norm.ghost_batch import GhostBatchNorm
 from medseg.core.norm.l1 import L1BatchNorm, L1GroupNorm, L1InstanceNorm
 from medseg.core.norm.layer import LayerNormChannel
 from medseg.core.norm.multi_sample_dropout import MultiSampleDropoutHead, multi_sample_loss
+from medseg.core.norm.norm_act import GroupNormAct, InstanceNormAct
 from medseg.core.norm.only_norm import freeze_except_norm, norm_parameters, norm_state_dict, small_scale_fraction
 from medseg.core.norm.placement import place_norms
 from medseg.core.norm.power import PowerNorm
@@ -45,6 +47,8 @@ __all__ = [
     "EvoNormS0",
     "FrozenScaleLayerNorm",
     "GhostBatchNorm",
+    "GroupNormAct",
+    "InstanceNormAct",
     "L1BatchNorm",
     "L1GroupNorm",
     "L1InstanceNorm",
@@ -75,6 +79,7 @@ __all__ = [
     "fold_norm",
     "fold_norms",
     "freeze_except_norm",
+    "fuse_norm_act",
     "fuse_weights",
     "is_norm",
     "lr_sensitivity",

@@ -20,6 +20,7 @@ from medseg.core.norm.feature_norm import FeatureNorm
 from medseg.core.norm.ghost_batch import GhostBatchNorm
 from medseg.core.norm.l1 import L1BatchNorm, L1GroupNorm, L1InstanceNorm
 from medseg.core.norm.layer import LayerNormChannel
+from medseg.core.norm.norm_act import GroupNormAct, InstanceNormAct
 from medseg.core.norm.power import PowerNorm
 from medseg.core.norm.region import RegionNorm
 from medseg.core.norm.region_learned import RegionNormLearned
@@ -34,6 +35,8 @@ NORMS: dict[str, type[FeatureNorm]] = {
     "evo_b0": EvoNormB0,
     "evo_s0": EvoNormS0,
     "ghost_batch": GhostBatchNorm,
+    "group_act": GroupNormAct,
+    "instance_act": InstanceNormAct,
     "l1_batch": L1BatchNorm,
     "l1_group": L1GroupNorm,
     "l1_instance": L1InstanceNorm,

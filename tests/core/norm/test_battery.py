@@ -17,6 +17,7 @@ from tests.batteries.common import check_built_from_json
 ARGUMENTS: dict[str, dict[str, object]] = {
     "bcn": {"num_groups": 2},
     "evo_s0": {"num_groups": 2},
+    "group_act": {"num_groups": 2},
     "l1_group": {"num_groups": 2},
     "power": {"warmup_iters": 2},
     "region_learned": {"kernel_size": 3},
@@ -116,7 +117,7 @@ def test_a_batch_of_one_trains(name):
 def test_a_single_value_is_refused_in_training_and_passes_in_evaluation(name):
     layer = build(name)
     x = features(1, CHANNELS, 1, 1, 1)
-    grouped = name in {"bcn", "bcn_estimate", "evo_s0", "l1_group"}
+    grouped = name in {"bcn", "bcn_estimate", "evo_s0", "group_act", "l1_group"}
     if name in ANY_COUNT or grouped:
         assert torch.isfinite(layer(x)).all()
     else:
@@ -125,7 +126,7 @@ def test_a_single_value_is_refused_in_training_and_passes_in_evaluation(name):
     assert torch.isfinite(layer.eval()(x)).all()
 
 
-@pytest.mark.parametrize("name", ["bcn", "evo_s0", "l1_group"])
+@pytest.mark.parametrize("name", ["bcn", "evo_s0", "group_act", "l1_group"])
 def test_a_group_of_a_single_value_is_refused_in_training(name):
     layer = get_norm_layer((name, {"num_groups": CHANNELS}), 3, CHANNELS)
     with pytest.raises(ValueError, match="needs more than one value"):
@@ -253,7 +254,8 @@ def step_lowers_the_loss(network: nn.Module, x: torch.Tensor, rate: float) -> No
 @every_layer
 def test_a_step_of_a_dynunet_lowers_its_loss(name):
     torch.manual_seed(0)
-    act = "" if name.startswith("evo") else ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
+    own = name.startswith("evo") or name.endswith("_act")
+    act = "" if own else ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
     network = DynUNet(
         3, 1, 1, [3, 3, 3], [1, 2, 2], [2, 2], filters=[CHANNELS, 8, 8], norm_name=LAYERS[name], act_name=act
     )  # fmt: skip
