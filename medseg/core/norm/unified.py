@@ -54,6 +54,7 @@ class UnifiedNorm(RunningNorm):
         affine: learn a scale and a shift for each channel.
         init_buffers: "first" or "zeros", what the windows hold at the start.
         per_channel_filter: an outlier sets its own channel aside, not the layer.
+        sync: average over all ranks of a distributed run.
 
     Raises:
         ValueError: an argument out of range, or an input of another shape.
@@ -84,6 +85,7 @@ class UnifiedNorm(RunningNorm):
         affine: bool = True,
         init_buffers: Literal["first", "zeros"] = "first",
         per_channel_filter: bool = False,
+        sync: bool = False,
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine)
         check_rate(momentum, "momentum")
@@ -98,6 +100,7 @@ class UnifiedNorm(RunningNorm):
         self.momentum = momentum
         self.init_buffers = init_buffers
         self.per_channel_filter = per_channel_filter
+        self.sync = sync
         self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("window_forward", torch.zeros(sizes[0], num_features))
         self.register_buffer("window_backward", torch.zeros(sizes[1], num_features))
@@ -114,14 +117,21 @@ class UnifiedNorm(RunningNorm):
             return self.apply_affine(z).to(x.dtype)
         self.check_count(count_values(x), "batch and voxels")
         self.num_batches += 1
-        q = batch_mean(full.detach().square(), sync=False)
+        q = batch_mean(full.detach().square(), self.sync)
         outlier = self._enter(q)
         early = (self.num_batches <= len(self.window_forward)) | (self.num_batches < self.warmup_iters) | outlier
         s = torch.where(early, q, self.window_forward.log().mean(0).exp())
         ratio = self._compensate(s, outlier)
         self.remember("running_var", self.momentum * self.running_var + (1 - self.momentum) * s)
         scale = torch.rsqrt(s + self.eps)
-        state = (self.window_backward, self.grad_stat, self.num_batches.clone(), self.warmup_iters, self.momentum)
+        state = (
+            self.window_backward,
+            self.grad_stat,
+            self.num_batches.clone(),
+            self.warmup_iters,
+            self.momentum,
+            self.sync,
+        )
         z = _WindowedGradient.apply(full, scale, outlier, *state)
         if self.weight is not None:
             z = z * per_channel(self.weight, z)
@@ -176,9 +186,11 @@ class _WindowedGradient(torch.autograd.Function):
         step: Tensor,
         warmup: int,
         momentum: float,
+        sync: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, scale, outlier, step)
         ctx.window, ctx.grad_stat, ctx.warmup, ctx.momentum, ctx.used = window, grad_stat, warmup, momentum, None
+        ctx.sync = sync
         return x * per_channel(scale, x)
 
     @staticmethod
@@ -187,9 +199,9 @@ class _WindowedGradient(torch.autograd.Function):
         x, scale, outlier, step = ctx.saved_tensors
         z = x * per_channel(scale, x)
         if ctx.used is None:
-            ctx.used = _move_window(ctx, batch_mean(h * z, sync=False), outlier, step)
+            ctx.used = _move_window(ctx, batch_mean(h * z, ctx.sync), outlier, step)
         gx = (h - per_channel(ctx.used, z) * z) * per_channel(scale, z)
-        return gx, None, None, None, None, None, None, None
+        return gx, *(None,) * 8
 
 
 def _move_window(ctx: Any, gz: Tensor, outlier: Tensor, step: Tensor) -> Tensor:
