@@ -27,12 +27,14 @@ class Measured:
     Attributes:
         exit_code: 0 is well.
         wall: seconds from start to end, imports included.
+        processor: seconds on processors, of it and of its children.
         peak_bytes: largest resident memory.
         log: what it said on both streams.
     """
 
     exit_code: int
     wall: float
+    processor: float
     peak_bytes: int
     log: str
 
@@ -69,7 +71,8 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], log: Pa
     process.returncode = os.waitstatus_to_exitcode(status)
     kept = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     text = log.read_text(encoding="utf-8", errors="replace")
-    return Measured(process.returncode, wall, max(kept, sampled), text)
+    processor = usage.ru_utime + usage.ru_stime
+    return Measured(process.returncode, wall, processor, max(kept, sampled), text)
 
 
 def run_program(program: Path, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
