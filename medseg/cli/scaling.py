@@ -11,7 +11,8 @@ import typer
 from medseg.cli.console import EXIT_USAGE, errors_to_exit_codes, fail, note, warn
 
 if TYPE_CHECKING:
-    from medseg.core.scaling import ScalingFit
+    from medseg.core.scaling import CurvePosterior, ScalingFit
+    from medseg.data import TrainingCurve
 
 app = typer.Typer(no_args_is_help=True, help="Predict from cheap runs what dear ones would give.")
 
@@ -105,11 +106,21 @@ def extrapolate(
         from medseg.data import read_training_curve
 
         curve = read_training_curve(log, metric)
+        if not 0 <= curve.values.min() <= curve.values.max() <= largest:
+            raise ValueError(
+                f"{curve.metric} runs from {curve.values.min():.4g} to {curve.values.max():.4g}, not within 0 and "
+                f"{largest:g}; give the largest value it can take as --largest"
+            )
         posterior = CurveExtrapolator(seed=seed).fit(
             curve.steps, curve.values, end, bounds=(0.0, largest), increasing=not lower_is_better
         )
         best = float(curve.values.min() if lower_is_better else curve.values.max())
         to_beat = best if incumbent is None else incumbent
+        if incumbent is None and (beyond := _noise_of_the_best(curve, posterior)) > 0:
+            warn(
+                f"the best single value lies {beyond:.4g} beyond the curve, as noise of many values will; the advice "
+                "compares the curve with it. Give the value to beat as --incumbent"
+            )
         advice = stop_advice(posterior, to_beat, points=len(curve.steps), threshold=threshold, margin=margin)
         low, middle, high = posterior.quantile([0.05, 0.5, 0.95])[:, 0].tolist()
         facts = {
@@ -124,6 +135,16 @@ def extrapolate(
             note(f"wrote {plot}")
         _write(output, facts)
         typer.echo(json.dumps(facts, allow_nan=False) if as_json else "\n".join(_tell_curve(facts)))
+
+
+def _noise_of_the_best(curve: TrainingCurve, posterior: CurvePosterior) -> float:
+    """How far the best value lies beyond the curve without noise; 0 where that is not out of the ordinary."""
+    import numpy as np
+
+    smooth = posterior.quantile(0.5, curve.steps)
+    better = (curve.values - smooth) * (1 if posterior.increasing else -1)
+    beyond = better[np.argmax(curve.values * (1 if posterior.increasing else -1))]
+    return float(beyond) if beyond > 2 * better.std() else 0.0
 
 
 def _fit_quietly(cases: Any, errors: Any, seed: int) -> ScalingFit:

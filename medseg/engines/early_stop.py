@@ -44,7 +44,8 @@ class ExtrapolatingEarlyStop:
         evaluator: the validation engine, as "@validate::evaluator" in a bundle.
         stop: whether to end the training; by default the handler advises only, in log and history.
         metric: name of the metric; by default the evaluator's key metric.
-        incumbent: value to beat, such as that of the model in use; by default the best of this run so far.
+        incumbent: value to beat, such as that of the model in use; by default the best of this run so far, which with
+            few validation cases is a lucky one: the advice is then to stop early.
         margin: gain over the incumbent that is worth it, in the unit of the metric, better being positive; negative
             where a falling learning rate is still to help.
         threshold: stop below this probability of a better end.

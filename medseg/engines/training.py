@@ -168,7 +168,9 @@ def _prepare_folder(bundle: Bundle, output: Path, settings: Mapping[str, Any], r
             )
     _copy_parts(bundle, output)
     if overwrite and not resume:
-        shutil.rmtree(stages, ignore_errors=True)
+        # Logs of the run before would be read as those of this one.
+        for folder in (stages, output / "tensorboard"):
+            shutil.rmtree(folder, ignore_errors=True)
         for name in (TrainingCheckpoint.LAST, TrainingCheckpoint.BEST):
             (output / "models" / name).unlink(missing_ok=True)
     with atomic_path(record) as part:

@@ -161,6 +161,25 @@ def test_errors_leave_with_the_documented_code_and_without_traceback(arguments, 
     assert "Traceback" not in result.stderr
 
 
+def test_values_out_of_range_say_which_option_helps(tmp_path):
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps([{"step": step, "loss": 40 / step} for step in range(1, 15)]))
+    result = run("extrapolate", path, "--end", 50, "--lower-is-better")
+    assert result.exit_code == 4
+    assert "loss runs from 2.857 to 40, not within 0 and 1" in result.stderr
+    assert "--largest" in result.stderr
+    assert run("extrapolate", path, "--end", 50, "--lower-is-better", "--largest", 50).exit_code == 0
+
+
+def test_a_lucky_best_of_many_values_is_told(tmp_path):
+    path, random = tmp_path / "log.json", np.random.default_rng(0)
+    losses = 0.4 + 0.4 / np.arange(1, 201) + 0.05 * random.standard_normal(200)
+    path.write_text(json.dumps({"step": list(range(1, 201)), "train_loss": losses.tolist()}))
+    arguments = ("extrapolate", path, "--end", 400, "--lower-is-better")
+    assert "beyond the curve" in run(*arguments).stderr
+    assert "beyond the curve" not in run(*arguments, "--incumbent", 0.3).stderr
+
+
 def test_an_end_before_the_last_validation_is_bad_input(log):
     result = run("extrapolate", log, "--end", 20)
     assert result.exit_code == 4

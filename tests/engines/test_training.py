@@ -10,7 +10,7 @@ import torch
 
 from medseg.bundles import Bundle
 from medseg.data import find_cases, write_phantom_dataset
-from medseg.engines import Predictor, TrainingProgress, predict_cases, train_bundle
+from medseg.engines import Predictor, TrainingProgress, predict_cases, train_bundle, training
 
 # The real bundle with a network of a few hundred weights: the config is what is tested here.
 SMALL = {
@@ -88,6 +88,15 @@ def test_a_run_is_neither_replaced_nor_resumed_with_other_settings(bundle, data,
         train_bundle(bundle, data, folder, device="cpu", overrides={**SMALL, "max_epochs": 3})
     with pytest.raises(ValueError, match="was trained with other settings"):
         train_bundle(bundle, data, folder, device="cpu", overrides={**SMALL, "max_epochs": 4}, resume=True)
+
+
+def test_starting_anew_drops_the_logs_of_the_run_before_and_resuming_keeps_them(bundle, tmp_path):
+    log = tmp_path / "tensorboard" / "events.out.tfevents.1"
+    for resume, kept in ((True, True), (False, False)):
+        log.parent.mkdir(exist_ok=True)
+        log.touch()
+        training._prepare_folder(bundle, tmp_path, {}, resume=resume, overwrite=not resume)
+        assert log.exists() == kept
 
 
 def test_nan_stops_the_run_and_says_what_to_do(bundle, data, tmp_path):
