@@ -81,6 +81,15 @@ def refuse_stray_ids(stray: list[float], channels: int) -> None:
             )
 
 
+def check_class_ids(target: torch.Tensor, channels: int) -> None:
+    """Refuse class ids that are no whole numbers or have no channel, without making them one-hot."""
+    if target.is_floating_point() and not torch.equal(target, target.floor()):
+        raise ValueError("target holds class ids that are no whole numbers; set to_onehot_y=False if they are masks")
+    if target.numel():
+        extremes = [float(label) for label in target.aminmax()]
+        refuse_stray_ids([label if not 0 <= label < channels else 0.0 for label in extremes], channels)
+
+
 def read_target(input: torch.Tensor, target: torch.Tensor, *, to_onehot_y: bool) -> torch.Tensor:
     """Masks of the input's shape, in whatever type is at hand: booleans of class ids, else the target itself."""
     channels = input.shape[1] if input.ndim > 1 else 0

@@ -28,10 +28,10 @@ from torch.nn.modules.loss import _Loss
 from medseg.core.kernels import ClassSums, class_sums
 from medseg.losses._inputs import (
     check_activation,
+    check_class_ids,
     check_scores,
     check_shapes,
     in_full_precision,
-    refuse_stray_ids,
 )
 
 
@@ -127,7 +127,8 @@ class DiceCELoss(_Loss):
         check_shapes(input, target, class_ids=self.to_onehot_y and channels > 1)
         target = target.detach().as_subclass(torch.Tensor)
         if self.to_onehot_y and channels > 1:
-            self._check_ids(target, channels)
+            known = target if self.ignore_index is None else target.masked_fill(target == self.ignore_index, 0)
+            check_class_ids(known, channels)
         if self.weight is not None and len(self.weight) not in (1, channels):
             raise ValueError(f"weight must hold one number for each of {channels} channels, got {len(self.weight)}")
         with torch.autocast(input.device.type, enabled=False):
@@ -176,14 +177,3 @@ class DiceCELoss(_Loss):
     def _weights(self, sums: ClassSums) -> Tensor:
         weights = sums.hits.new_ones(sums.hits.shape[1])
         return weights if self.weight is None else weights * weights.new_tensor(self.weight)
-
-    def _check_ids(self, target: Tensor, channels: int) -> None:
-        if self.ignore_index is not None:
-            target = target.masked_fill(target == self.ignore_index, 0)
-        if target.is_floating_point() and not torch.equal(target, target.floor()):
-            raise ValueError(
-                "target holds class ids that are no whole numbers; set to_onehot_y=False if they are masks"
-            )
-        if target.numel():
-            stray = [float(label) for label in target.aminmax()]
-            refuse_stray_ids([label if not 0 <= label < channels else 0.0 for label in stray], channels)

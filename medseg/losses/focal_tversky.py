@@ -6,6 +6,9 @@ With probabilities p and target y, summed over the voxels of one item and class,
     u  = (alpha FP + beta FN) / (TP + alpha FP + beta FN + smooth)          (1 - the Tversky index)
     L  = u^gamma where u > eps,   u eps^(gamma - 1) below,                  eps = 1e-6
 
+The sums come from `medseg.core.kernels.class_sums` (FP = sum p - TP, FN = sum y - TP), without one-hot labels and
+copies of the probabilities; what stands here is a formula on (B, C) tensors.
+
 Source: Abraham, Khan, "A Novel Focal Tversky Loss Function with Improved Attention U-Net for Lesion Segmentation"
 (ISBI 2019), whose gamma is the inverse of ours; defaults are those of Radhakrishna et al., "SPOCKMIP: Segmentation of
 Vessels in MRAs with Enhanced Continuity using Maximum Intensity Projection as Loss" (2024).
@@ -17,17 +20,20 @@ gives NaN gradients for a perfect prediction.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch.nn.modules.loss import _Loss
 
+from medseg.core.kernels import class_sums
 from medseg.losses._inputs import (
     check_activation,
+    check_class_ids,
     check_reduction,
     check_scores,
+    check_shapes,
     in_full_precision,
-    read_target,
     reduce,
 )
 
@@ -103,26 +109,39 @@ class FocalTverskyLoss(_Loss):
             ValueError: shapes or types do not fit, or target holds an id without a channel.
         """
         check_scores(input, softmax=self.softmax)
-        target = read_target(input, target, to_onehot_y=self.to_onehot_y)
+        target = self._read(input, target)
+        act = "sigmoid" if self.sigmoid else "softmax" if self.softmax else "none"
         first = 0 if self.include_background or input.shape[1] == 1 else 1
         with torch.autocast(input.device.type, enabled=False):
-            p = self._activate(in_full_precision(input))[:, first:]
-            values = self._losses(p, target[:, first:].to(p))
+            scores = in_full_precision(input)
+            scores = scores if self.other_act is None else self.other_act(scores)
+            sums = class_sums(scores, target, activation=act, entropy="none")
+            values = self._losses(*(s[:, first:] for s in (sums.hits, sums.predicted, sums.present)))
         return reduce(values, self.reduction)
 
-    def _activate(self, input: torch.Tensor) -> torch.Tensor:
-        if self.sigmoid:
-            return torch.sigmoid(input)
-        if self.softmax:
-            return torch.softmax(input, dim=1)
-        return input if self.other_act is None else self.other_act(input)
+    def _read(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Class ids (B, 1, spatial...), or masks of the input's shape."""
+        channels = input.shape[1] if input.ndim > 1 else 0
+        class_ids = self.to_onehot_y and channels > 1
+        check_shapes(input, target, class_ids=class_ids)
+        target = target.detach().as_subclass(torch.Tensor)
+        if class_ids:
+            check_class_ids(target, channels)
+        elif self.to_onehot_y:
+            warnings.warn("single channel input, to_onehot_y=True ignored", stacklevel=3)
+        return target
 
-    def _losses(self, p: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _losses(self, hits: torch.Tensor, predicted: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Loss of every item and class, (B, classes), or of every class."""
-        axes = [0, *range(2, p.ndim)] if self.batch else list(range(2, p.ndim))
-        hit = (p * y).sum(axes)
-        wrong = self.alpha * (p * (1 - y)).sum(axes) + self.beta * ((1 - p) * y).sum(axes)
-        return _guarded_power(wrong / (hit + wrong + self.smooth), self.gamma)
+        if self.batch:
+            hits, predicted, present = hits.sum(0), predicted.sum(0), present.sum(0)
+        wrong = self.alpha * _lift(predicted - hits) + self.beta * _lift(present - hits)
+        return _guarded_power(wrong / (hits + wrong + self.smooth), self.gamma)
+
+
+def _lift(difference: torch.Tensor) -> torch.Tensor:
+    """Not below 0, where rounding may leave the sums of a perfect prediction; the gradient is not cut off there."""
+    return difference + (-difference.detach()).clamp(min=0)
 
 
 def _guarded_power(u: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -23,8 +23,10 @@ def on_path(monkeypatch) -> None:
         ("dice_ce", ((2, 3, 4, 5, 6), "ids")),
         ("dice_ce", ((2, 3, 4, 5, 6), "masks")),
         ("dice_ce", ((2, 3, 4, 5, 6), "sigmoid")),
+        ("focal_tversky", (2, 3, 4, 5, 6)),
         ("upsample_argmax", (3, 8)),
         ("norm", ((1, 4, 5, 6, 7), True)),
+        ("norm_step", (16, True)),
     ],
 )
 def test_all_contenders_compute_the_same(name, case):

@@ -72,6 +72,23 @@ def test_the_background_is_left_out_on_request():
     assert FocalTverskyLoss(batch=True, reduction="none")(p, y).shape == (3,)
 
 
+@pytest.mark.parametrize("confidence", [1.0, 30.0])
+def test_class_ids_give_value_and_gradient_of_the_formula_on_masks(confidence):
+    torch.manual_seed(0)
+    ids = torch.randint(0, 3, (2, 1, 6, 7))
+    y = torch.zeros(2, 3, 6, 7).scatter_(1, ids, 1)
+    logits = (confidence * y + torch.randn(2, 3, 6, 7)).requires_grad_()
+    p = logits.double().softmax(1)
+    hit, wrong = (p * y).sum((2, 3)), (0.3 * p * (1 - y) + 0.7 * (1 - p) * y).sum((2, 3))
+    u = wrong / (hit + wrong + 1)
+    want = torch.where(u > 1e-6, u**0.75, u * 1e-6**-0.25).mean()
+    got = FocalTverskyLoss(to_onehot_y=True, softmax=True)(logits, ids)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    (left,), (right,) = (torch.autograd.grad(value, logits) for value in (got, want))
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+    assert got >= 0
+
+
 def test_wrong_options_and_inputs_are_named():
     for wrong in ({"alpha": -1}, {"beta": float("nan")}, {"gamma": 0}, {"smooth": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a finite number"):
@@ -81,5 +98,9 @@ def test_wrong_options_and_inputs_are_named():
         FocalTverskyLoss()(y.long(), y)
     with pytest.raises(ValueError, match="softmax needs at least two channels"):
         FocalTverskyLoss(softmax=True)(p[:, :1], y[:, :1])
+    with pytest.raises(ValueError, match="class ids that are no whole numbers"):
+        FocalTverskyLoss(to_onehot_y=True)(p, p[:, :1])
+    with pytest.raises(ValueError, match="class id 3, but input has 3 channels"):
+        FocalTverskyLoss(to_onehot_y=True)(p, torch.full_like(p[:, :1], 3))
     with pytest.warns(UserWarning, match="to_onehot_y=True ignored"):
         FocalTverskyLoss(to_onehot_y=True)(p[:, :1], y[:, :1])

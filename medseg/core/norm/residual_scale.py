@@ -6,8 +6,11 @@ shortcut.
 
 Dherin, Munn, "On residual network depth" (2025); De, Smith, "Batch Normalization Biases Residual Blocks Towards the
 Identity Function in Deep Networks" (NeurIPS 2020, SkipInit). For networks without normalisation, or deep ones. Only the
-branch is scaled, never a projection in the shortcut. Fixup (Zhang, Dauphin, Ma 2019), which also needs biases inside
-the branches, is not here.
+branch is scaled, never a projection in the shortcut.
+
+Fixup (Zhang, Dauphin, Ma 2019) is not here: it too starts blocks as their shortcuts, by zero weights in place of a zero
+factor, which get no gradient through a ReLU at the end of a branch, as MONAI's `ResidualUnit` may have; and it needs
+scalar biases inside the branches. SkipInit does the same with one number a block.
 """
 
 from __future__ import annotations
