@@ -73,11 +73,11 @@ class WeightMasks:
         self._parameters = {name: parameters[name] for name in self._masks}
         self.apply()
 
+    @torch.no_grad()
     def apply(self) -> None:
         """Set the pruned weights to zero."""
-        with torch.no_grad():
-            for name, mask in self._masks.items():
-                self._parameters[name].masked_fill_(~mask.to(self._parameters[name].device), 0)
+        for name, mask in self._masks.items():
+            self._parameters[name].masked_fill_(~mask.to(self._parameters[name].device), 0)
 
     def attach(self, optimizer: Optimizer) -> list[RemovableHandle]:
         """Mask gradients before each step of an optimizer and weights after it.
@@ -92,6 +92,7 @@ class WeightMasks:
         after = optimizer.register_step_post_hook(lambda *_: self.apply())
         return [before, after]
 
+    @torch.no_grad()
     def _mask_gradients(self) -> None:
         for name, mask in self._masks.items():
             gradient = self._parameters[name].grad
@@ -136,7 +137,7 @@ def prune_magnitude(
         The masks; attach them to an optimizer to train on.
 
     Raises:
-        ValueError: an option is out of range, or a name fits no layer.
+        ValueError: an option is out of range, a name fits no layer, or nothing may be pruned.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
@@ -144,5 +145,7 @@ def prune_magnitude(
         {'2.weight': 36}
     """
     weights = find_prunable(model, input_shape, include, exclude)
+    if not weights:
+        raise ValueError("found no layer to prune between the first one and the heads; name some in include")
     invariances = find_scale_invariant(model, input_shape) if scale_aware else None
     return WeightMasks(model, global_magnitude_masks(magnitude_scores(weights, invariances), sparsity, min_per_layer))

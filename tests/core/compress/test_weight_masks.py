@@ -147,6 +147,8 @@ def test_weights_that_are_standardised_first_are_not_pruned():
     model = make_network()
     nn.utils.parametrize.register_parametrization(model[3], "weight", Centre())
     assert find_prunable(model, SHAPE) == {}
+    with pytest.raises(ValueError, match="found no layer to prune between the first one and the heads"):
+        prune_magnitude(model, 0.5, SHAPE)
 
 
 class Centre(nn.Module):
