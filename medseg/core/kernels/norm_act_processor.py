@@ -86,24 +86,30 @@ def moments_of_voxels(x, first, last, mean, spread):  # noqa: ANN001
 
 
 @compiled
+def _find_before(row, residual, r, start, high, low, scale, shift, count, out):  # noqa: ANN001
+    """What the activation is given, for some voxels of a row; `residual` has no rows where there is none."""
+    for v in range(count):
+        out[v] = ((row[v] - high) - low) * scale + shift
+    if residual.shape[0] > 0:
+        more = residual[r, start : start + count]
+        for v in range(count):
+            out[v] += more[v]
+
+
+@compiled
 def apply_to_rows(x, residual, high, low, scale, shift, silu, slope, first, last, y):  # noqa: ANN001
     """Write y (R, N); `residual` has no rows where there is none."""
-    added = residual.shape[0] > 0
     for r in range(first, last):
-        row, out, h, w, s, b = x[r], y[r], high[r], low[r], scale[r], shift[r]
-        if added:
-            more = residual[r]
-            for v in range(len(row)):
-                out[v] = ((row[v] - h) - w) * s + b + more[v]
-        else:
-            for v in range(len(row)):
-                out[v] = ((row[v] - h) - w) * s + b
-        if silu:
-            for v in range(len(row)):
-                out[v] = _silu(out[v])
-        elif slope != 1:
-            for v in range(len(row)):
-                out[v] = out[v] if out[v] > 0 else np.float32(slope) * out[v] + np.float32(0)  # no -0.0
+        for start in range(0, x.shape[1], SLAB):
+            count = min(SLAB, x.shape[1] - start)
+            row, out = x[r, start : start + count], y[r, start : start + count]
+            _find_before(row, residual, r, start, high[r], low[r], scale[r], shift[r], count, out)
+            if silu:
+                for v in range(count):
+                    out[v] = _silu(out[v])
+            elif slope != 1:
+                for v in range(count):  # zero makes 0.0 of -0.0, and keeps the choice from being stored under a mask
+                    out[v] = (out[v] if out[v] > 0 else np.float32(slope) * out[v]) + np.float32(0)
 
 
 @compiled
@@ -128,17 +134,21 @@ def _slope_at(before, silu, slope):  # noqa: ANN001, ANN202
 @compiled
 def sums_of_rows(g, x, residual, high, low, scale, shift, silu, slope, first, last, sums):  # noqa: ANN001
     """Sums (R, 2) of g' and of g' (x - mean)."""
-    added = residual.shape[0] > 0
     scaled, distance, ones = np.empty(SLAB, np.float32), np.empty(SLAB, np.float32), np.ones(SLAB, np.float32)
     for r in range(first, last):
+        h, w = high[r], low[r]
         for start in range(0, x.shape[1], SLAB):
             count = min(SLAB, x.shape[1] - start)
+            row, given = x[r, start : start + count], g[r, start : start + count]
+            _find_before(row, residual, r, start, h, w, scale[r], shift[r], count, scaled)
+            if silu:
+                for v in range(count):
+                    scaled[v] = given[v] * _silu_slope(scaled[v])
+            else:
+                for v in range(count):
+                    scaled[v] = given[v] * (np.float32(1) if scaled[v] > 0 else np.float32(slope))
             for v in range(count):
-                distance[v] = (x[r, start + v] - high[r]) - low[r]
-                before = distance[v] * scale[r] + shift[r]
-                if added:
-                    before += residual[r, start + v]
-                scaled[v] = g[r, start + v] * _slope_at(before, silu, slope)
+                distance[v] = (row[v] - h) - w
             sums[r, 0] += dot(scaled, ones, count)
             sums[r, 1] += dot(scaled, distance, count)
 
