@@ -14,6 +14,7 @@ from .empty import EmptyPolicy
 from .generalized_energy_distance import GeneralizedEnergyDistanceMetric, compute_generalized_energy_distance
 from .hausdorff_distance import HausdorffDistanceMetric, compute_hausdorff_distance
 from .iou import IoUMetric, compute_iou
+from .label_calibration import compute_label_calibration
 from .sample_dice import (
     BestSampleDiceMetric,
     MatchedDiceMetric,
@@ -62,6 +63,7 @@ __all__ = [
     "compute_hausdorff_distance",
     "compute_inter_rater_dice",
     "compute_iou",
+    "compute_label_calibration",
     "compute_matched_dice",
     "compute_surface_dice",
     "compute_volume_coverage",

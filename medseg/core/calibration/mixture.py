@@ -43,7 +43,8 @@ class TemperatureMixture(Calibrator):
         steps: at most so many steps of Adam, or evaluations of the likelihood.
         batch_size: voxels in one step of Adam.
         learning_rate: of Adam.
-        patience: steps without progress, on a tenth of the voxels that is set aside, after which Adam stops.
+        patience: steps without progress after which Adam stops; it is judged on a tenth of the voxels that is set aside,
+            or on all where that tenth is less than a batch.
         window: neighbours in the h-calibration objective.
         seed: of the split and the batches.
         temperatures: T_k of a fitted mixture, in place of the start.
@@ -158,7 +159,7 @@ class TemperatureMixture(Calibrator):
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(ids), generator=generator).to(ids.device)
         aside, rest = order[: len(ids) // 10], order[len(ids) // 10 :]
-        aside = aside if len(aside) > self.window else order
+        aside = aside if len(aside) >= self.batch_size else order  # a tenth of few voxels says little
         optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
         best, kept, since = math.inf, {}, 0
         for step in range(self.steps):
