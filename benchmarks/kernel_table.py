@@ -16,6 +16,7 @@ from inference_process import run_program
 from own_process import describe_machine
 
 PROGRAM = Path(__file__).with_name("kernel_process.py")
+RATIOS = {"seconds": "time", "processor_seconds": "processor", "growth_bytes": "memory"}
 PACKAGES = ("monai", "numba", "numpy", "torch", "triton")
 
 
@@ -75,23 +76,24 @@ def summarise(runs: Sequence[Mapping[str, Any]], peer: str) -> list[dict[str, An
             dict(zip(("case", "threads", "contender"), key, strict=True))
             | {
                 "seconds": median(median(run["seconds"]) for run in mine),
+                "processor_seconds": median(median(run["processor_seconds"]) for run in mine),
                 "growth_bytes": median(run["growth_bytes"] for run in mine),
                 "value": mine[0]["value"],
             }
         )
     for row in rows:
         base = [r for r in rows if (r["case"], r["threads"], r["contender"]) == (row["case"], row["threads"], peer)]
-        row["ratios"] = {k: row[k] / base[0][k] for k in ("seconds", "growth_bytes")} if base else {}
+        row["ratios"] = {k: row[k] / base[0][k] for k in RATIOS} if base else {}
     return rows
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], peer: str) -> str:
     """The summary as a Markdown table."""
-    head = ["case", "threads", "contender", "ms", "MB", f"time / {peer}", f"memory / {peer}", "value"]
-    lines = ["| " + " | ".join(head) + " |", "|---|---:|---|" + "---:|" * 5]
+    head = ["case", "threads", "contender", "ms", "MB", *(f"{name} / {peer}" for name in RATIOS.values()), "value"]
+    lines = ["| " + " | ".join(head) + " |", "|---|---:|---|" + "---:|" * (len(RATIOS) + 3)]
     for row in rows:
         cells = [row["case"], str(row["threads"]), row["contender"]]
         cells += [f"{1e3 * row['seconds']:.0f}", f"{row['growth_bytes'] / 1e6:.0f}"]
-        cells += [f"{row['ratios'][k]:.2f}" if row["ratios"] else "" for k in ("seconds", "growth_bytes")]
+        cells += [f"{row['ratios'][k]:.2f}" if row["ratios"] else "" for k in RATIOS]
         lines.append("| " + " | ".join([*cells, f"{row['value']:.6g}"]) + " |")
     return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ Dice and cross-entropy, float32, forward and backward, channels first and channe
 MONAI builds it, `compile` the same through `torch.compile`, `medseg` after `fuse_norm_act`. The value compared is the
 loss.
 
-    python benchmarks/norm_step.py --contenders eager medseg --rounds 2 --repeats 3 -o benchmarks/results
+    python benchmarks/norm_step.py --contenders eager medseg --threads 1 --rounds 2 -o benchmarks/results
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CASES = {"1 x 1 x 64^3": (64, False), "1 x 1 x 64^3, channels last": (64, True)}
+CASES = {"1 x 1 x 48^3": (48, False), "1 x 1 x 48^3, channels last": (48, True)}
 WARM_UP = (16, False)
 PEER = "eager"
 Inputs = tuple[Tensor, Tensor, torch.memory_format]

@@ -40,11 +40,13 @@ def test_all_contenders_compute_the_same(name, case):
 def test_medians_over_processes_give_the_ratios_and_the_table():
     table = importlib.import_module("kernel_table")
     key = {"case": "small", "threads": 2, "value": 1.5}
-    runs = [key | {"contender": "peer", "seconds": [s, s, 9.0], "growth_bytes": 4e6} for s in (0.1, 0.2, 0.3)]
-    runs += [key | {"contender": "ours", "seconds": [s] * 3, "growth_bytes": 1e6} for s in (0.05, 0.1, 0.7)]
+    peer = {"contender": "peer", "processor_seconds": [0.4], "growth_bytes": 4e6}
+    ours = {"contender": "ours", "processor_seconds": [0.3], "growth_bytes": 1e6}
+    runs = [key | peer | {"seconds": [s, s, 9.0]} for s in (0.1, 0.2, 0.3)]
+    runs += [key | ours | {"seconds": [s] * 3} for s in (0.05, 0.1, 0.7)]
     rows = table.summarise(runs, "peer")
-    assert rows[1]["ratios"] == pytest.approx({"seconds": 0.5, "growth_bytes": 0.25})
-    assert "| small | 2 | ours | 100 | 1 | 0.50 | 0.25 | 1.5 |" in table.markdown_table(rows, "peer")
+    assert rows[1]["ratios"] == pytest.approx({"seconds": 0.5, "processor_seconds": 0.75, "growth_bytes": 0.25})
+    assert "| small | 2 | ours | 100 | 1 | 0.50 | 0.75 | 0.25 | 1.5 |" in table.markdown_table(rows, "peer")
 
 
 def test_contenders_take_turns_on_every_case(monkeypatch):

@@ -3,7 +3,8 @@
     y = act((x - mean) / sqrt(var + eps) * w + b + residual)
 
 `medseg.core.kernels.norm_act` does it in two reads of the input and one write, and keeps nothing for the backward pass
-but the input and two numbers a channel, where PyTorch keeps the activation as well and copies channels_last_3d twice.
+but the input and two numbers a channel. PyTorch keeps what the activation gives as well, which a convolution behind it
+keeps anyway; and its instance norm copies channels_last_3d to the other layout and back, which is not done here.
 `fuse_norm_act` puts these layers into an existing network; a new one takes `norm=("instance_act", {...}), act=""`.
 
 Ulyanov, Vedaldi, Lempitsky, "Instance Normalization" (2016); Wu, He, "Group Normalization" (2018).
