@@ -1,4 +1,4 @@
-"""Smaller models from a trained one: what pruning does to Dice, to the file and to the time on a processor.
+"""Smaller models from a trained one: what pruning and int8 do to Dice, to the file and to the time on a processor.
 
     python pipelines/compression.py --data DIR --out DIR          the bundle `hippocampus_segmentation` as shipped
     python pipelines/compression.py --out DIR --quick             a tiny network on a few drawn volumes
@@ -8,6 +8,7 @@ be shipped. All are measured on the same volumes, which chose nothing: neither w
 is one more entry of METHODS. The time is the processor time of one window, to that of the dense network measured in
 turn with it.
 
+Int8 needs NNCF (pip install 'medseg[int8]') and is left out without.
 Each method leaves DIR/runs/METHOD.json and is not repeated; layers.md (spectra and filters, dense and pruned),
 results.json, results.md and sizes.png are written as well.
 """
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from compression_int8 import openvino_methods
 from compression_pruning import FLOOR, pruning_methods
 from compression_task import Compressed, Method, Task, compressed_size
 from monai.bundle import ConfigParser
@@ -51,6 +53,7 @@ def keep_dense(task: Task) -> Compressed:
 METHODS: dict[str, Method] = {
     BASELINE: Method("dense", keep_dense),
     **pruning_methods(),
+    **openvino_methods(),
 }
 
 
@@ -197,7 +200,7 @@ def load_quick_task() -> Task:
     budget, cohort = Budget(crops=12, patch=(16, 16, 16), channels=(4, 8, 8)), load_phantoms()
     network = build_network("instance", budget.crops, budget, seed=0)
     train_network(network, draw_batches(cohort, budget, 1, seed=0), [budget.learning_rate] * budget.crops)
-    return Task(network.eval(), budget.patch, cohort, tuning_steps=2)
+    return Task(network.eval(), budget.patch, cohort, tuning_steps=2, calibration_windows=4)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

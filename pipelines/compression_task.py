@@ -22,12 +22,14 @@ class Task:
         window: voxels of the windows that it predicts.
         cohort: training volumes, to calibrate and to train on, and volumes to measure; mean 0, deviation 1.
         tuning_steps: of the methods that train on.
+        calibration_windows: on which int8 measures ranges.
     """
 
     network: nn.Module
     window: tuple[int, int, int]
     cohort: Cohort
     tuning_steps: int = 30
+    calibration_windows: int = 24
 
 
 @dataclass(frozen=True)

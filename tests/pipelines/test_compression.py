@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import numpy as np
+import pytest
 
 
 def test_a_quick_run_leaves_records_tables_and_no_parts(out, records, pipeline):
@@ -35,6 +37,23 @@ def test_allocated_and_trained_networks_stay_within_what_they_may_keep(records):
     assert set(found["allocated-0.9"]["layers"]) == set(found["plain-0.9"]["kept"])
     for kind in ("plain", "scale-aware"):
         assert found[f"{kind}-trained-0.9"]["kept"] == found[f"{kind}-floor-0.9"]["kept"]
+
+
+def test_int8_takes_less_room_and_prunes_before_where_it_says_so(records, pipeline):
+    if "int8" not in pipeline.METHODS:
+        pytest.skip("needs NNCF, of the extra int8")
+    found = {r["method"]: r for r in records}
+    assert found["int8"]["notes"]["int8_layers"] > 0
+    assert found["int8"]["notes"]["int8_bytes"] < found["int8"]["notes"]["float_bytes"]
+    assert found["int8-0.5"]["size"] < found["int8"]["size"]
+    for name in ("openvino", "int8"):
+        assert abs(pipeline.mean_dice(found[name]) - pipeline.mean_dice(found["dense"])) < 0.02
+
+
+def test_calibration_windows_lie_in_the_volumes_and_small_volumes_are_padded(pipeline):
+    windows = importlib.import_module("compression_int8").draw_windows([np.ones((6, 9, 4))], (4, 8, 8), 3)
+    assert [tuple(window.shape) for window in windows] == [(1, 4, 8, 8)] * 3
+    assert all(window[..., :4].min() == 1 and window[..., 4:].max() == 0 for window in windows)
 
 
 def test_a_second_call_reads_what_is_there(out, pipeline, monkeypatch):
