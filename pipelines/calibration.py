@@ -41,8 +41,7 @@ from paired_comparison import compare_methods, draw_differences, markdown_table
 from run_files import read_record, say, write_text
 
 from medseg.bundles import Bundle
-from medseg.core.calibration import TemperatureCalibrator, TemperatureMixture, sample_voxels
-from medseg.core.calibration.temperature import Calibrator
+from medseg.core.calibration import Calibrator, TemperatureCalibrator, TemperatureMixture, sample_voxels
 from medseg.data import atomic_path, load_datalist, make_phantom, read_image, read_mask
 from medseg.engines import Predictor
 from medseg.metrics import compute_dice, compute_label_calibration

@@ -43,8 +43,8 @@ class TemperatureMixture(Calibrator):
         steps: at most so many steps of Adam, or evaluations of the likelihood.
         batch_size: voxels in one step of Adam.
         learning_rate: of Adam.
-        patience: steps without progress after which Adam stops; it is judged on a tenth of the voxels that is set aside,
-            or on all where that tenth is less than a batch.
+        patience: steps without progress after which Adam stops; it is judged on a tenth of the voxels that is set
+            aside, or on all where that tenth is less than a batch.
         window: neighbours in the h-calibration objective.
         seed: of the split and the batches.
         temperatures: T_k of a fitted mixture, in place of the start.
