@@ -27,6 +27,8 @@ from medseg.core.kernels import (
     entropy_sums_triton,
     norm_act,
     norm_act_triton,
+    softmax_,
+    softmax_triton,
 )
 
 # These modules have the names of their functions, which the package shows instead.
@@ -364,6 +366,43 @@ def check_norm_act_writes_nothing_outside(folder: Path) -> None:
         norm_act_triton.gradient_sums(x, x, x, tables[:4], False, 0.1)
         norm_act_triton.spread(x, x, x, tables[:4], False, 0.1, tables[4:])
     assert_untouched(buffers, 6)
+
+
+def check_softmax_is_that_of_the_reference_for_all_strides_and_types(folder: Path) -> None:
+    for classes, dtype in ((1, torch.float32), (3, torch.float32), (33, torch.float16), (5, torch.bfloat16)):
+        torch.manual_seed(0)
+        whole = (5 * torch.randn(classes, 6, 7, 9)).to(dtype)
+        for cut in (lambda t: t[:, :4], lambda t: t[:, :, 2:5], lambda t: t.transpose(1, 3), lambda t: t[:, 1, 2]):
+            one, other = (cut(whole.clone()) for _ in range(2))
+            assert softmax_(one, backend="triton") is one
+            softmax_(other, backend="torch")
+            # The interpreter cuts bfloat16 off where a GPU rounds.
+            tolerance = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2**-7}[dtype]
+            torch.testing.assert_close(one.float(), other.float(), rtol=tolerance, atol=tolerance)
+
+
+def check_softmax_lets_nan_through_and_writes_nothing_outside(folder: Path) -> None:
+    whole = torch.full((3, 4, 50), 77.0)
+    inner = whole[:, 1:3]
+    inner.normal_()
+    inner[1, 0, 4] = torch.nan
+    softmax_(inner, backend="triton")
+    assert inner[:, 0, 4].isnan().all()
+    assert inner.isnan().sum() == 3
+    assert (whole[:, [0, 3]] == 77).all()
+    softmax_(torch.zeros(3, 0, 4), backend="triton")
+
+
+def check_softmax_with_strides_beyond_32_bits(folder: Path) -> None:
+    with far_strides(folder) as spread_out:
+        for far in range(4):
+            shape = [2, 2, 2, 2]
+            shape[far] = 3
+            values = torch.randn(shape).half()
+            distant = spread_out(values, far)
+            softmax_triton.run(distant)
+            softmax_triton.run(values)
+            torch.testing.assert_close(distant, values)
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {

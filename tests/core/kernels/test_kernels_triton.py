@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from medseg.core.kernels import class_sums, upsample_argmax
+from medseg.core.kernels import class_sums, softmax_, upsample_argmax
 from tests.core.kernels.triton_checks import ROOT, compile_for_sm_90, interpret, needs_triton
 
 PROGRAM = "interpret_kernels.py"
@@ -136,6 +136,30 @@ def test_offsets_of_argmax_at_have_64_bits_although_sizes_and_strides_have_32():
     products = re.findall(r"arith\.muli [^:]*: (\S+)", compile_argmax_at("fp32", "u8", "i32").asm["ttir"])
     assert products
     assert all("i64" in kind for kind in products)
+
+
+@needs_triton
+@pytest.mark.parametrize(("dtype", "padded", "block"), [("fp32", 16, 128), ("bf16", 128, 16), ("fp16", 1, 2048)])
+def test_softmax_compiles_for_sm_90_without_a_gpu(dtype, padded, block):
+    from medseg.core.kernels.softmax_triton import softmax_tile
+
+    constants, types = {"CP": padded, "BLOCK": block}, {"logits": f"*{dtype}"}
+    compiled = compile_for_sm_90(softmax_tile, constants, types, "i64")
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= 227 * 1024
+    products = re.findall(
+        r"arith\.muli [^:]*: (\S+)", compile_for_sm_90(softmax_tile, constants, types, "i32").asm["ttir"]
+    )
+    assert products
+    assert all("i64" in kind for kind in products)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_softmax_on_a_gpu_is_that_of_the_reference():
+    logits = torch.randn(25, 17, 20, 23, device="cuda")
+    want, got = (softmax_(logits.clone(), backend=backend) for backend in ("torch", "triton"))
+    torch.testing.assert_close(got, want)
 
 
 @pytest.mark.gpu
