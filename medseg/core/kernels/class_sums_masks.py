@@ -197,12 +197,10 @@ def _add_slopes(row, q, mask, entropy, gamma, e, r, log_p, count, bend, out):  #
         for v in range(count):
             out[v] += e * mask[v] * (one - q[v]) * bend[v]
         if gamma > 0:
-            for v in range(count):
-                log_p[v] -= row[v]
-                q[v] = one - q[v]
-            _bend(q, log_p, gamma, count, bend)
-            for v in range(count):
-                q[v] = one - q[v]
+            for v in range(count):  # the same for 1 - q
+                rest = max(q[v], _TINY)
+                bent = np.float32(gamma) * (one - q[v]) * rest ** np.float32(gamma - 1) * (log_p[v] - row[v])
+                bend[v] = bent - rest ** np.float32(gamma)
         for v in range(count):
             out[v] -= r * (one - mask[v]) * q[v] * bend[v]
 
