@@ -288,6 +288,8 @@ class Predictor:
         labels = self._checked_labels(mapped, first)
         if not labels.any():
             notes.append("no label was found; the mask is empty")
+        if (keep or threshold is not None) and self.ending.is_calibrated_for_others(self.weights_sha256):
+            notes.append("probabilities were calibrated for other weights; fit the temperatures of the bundle anew")
         return Prediction(labels, kept.numpy() if kept is not None else None, notes, plan)
 
     def _draw(self, first: Volume, task: Task, keep: bool, on_windows: Callable[[int, int], None] | None) -> Prediction:

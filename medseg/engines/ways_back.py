@@ -83,6 +83,11 @@ class Ending:
         """It changes probabilities by temperatures, wherever."""
         return any(isinstance(t, TemperatureScaledd) for t in self.transforms)
 
+    def is_calibrated_for_others(self, weights_sha256: str) -> bool:
+        """Whether it says that its temperatures were fitted to other weights."""
+        known = [t.network_sha256 for t in self.transforms if isinstance(t, TemperatureScaledd)]
+        return any(sha256 not in (None, weights_sha256) for sha256 in known)
+
     def needs_whole(self, keep: bool, threshold: float | None) -> bool:
         """Whether what is wanted of the classes is only known when all are on the input grid."""
         afterwards = self.softmax and all(isinstance(t, TemperatureScaledd) for t in self.late)

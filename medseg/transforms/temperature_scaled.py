@@ -116,6 +116,8 @@ class TemperatureScaledd(MapTransform):
         weights: see `TemperatureScaled`.
         file: see `TemperatureScaled`.
         logits: see `TemperatureScaled`.
+        network_sha256: SHA-256 of the file of weights that the temperatures were fitted to; `Predictor` tells where a
+            bundle has others by now.
         allow_missing_keys: pass over entries that are absent.
 
     Example:
@@ -133,10 +135,12 @@ class TemperatureScaledd(MapTransform):
         weights: Sequence[float] | None = None,
         file: str | None = None,
         logits: bool = False,
+        network_sha256: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.calibrate = TemperatureScaled(temperatures, weights, file, logits)
+        self.network_sha256 = network_sha256
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Calibrate the entries; see `TemperatureScaled`."""

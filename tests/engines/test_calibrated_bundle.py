@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from medseg.bundles import check_bundle
+from medseg.bundles import Bundle, check_bundle
 from medseg.cli.app import app
 from medseg.data import Volume, make_phantom, read_image
 from medseg.engines import Predictor
@@ -115,6 +115,15 @@ def test_openvino_is_calibrated_alike(calibrated, volume):
 
 def test_the_bundle_passes_the_check(calibrated):
     assert check_bundle(calibrated) == check_bundle(make_tiny_bundle(calibrated.parent / "plain"))
+
+
+def test_a_calibration_for_other_weights_is_told_where_it_counts(volume, tmp_path):
+    weights = Bundle.load(make_tiny_bundle(tmp_path / "tiny")).weights_sha256()
+    for sha256, told in ((weights, False), ("0" * 64, True)):
+        folder = make_bundle(tmp_path / sha256[:4], (2, CALIBRATE | {"network_sha256": sha256}))
+        predictor = Predictor(str(folder), device="cpu")
+        assert ("other weights" in str(predictor.predict([volume], probabilities=True).notes)) is told
+        assert not predictor.predict([volume]).notes
 
 
 def test_samples_are_refused(calibrated, monkeypatch):
