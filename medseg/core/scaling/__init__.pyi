@@ -1,5 +1,6 @@
 from .allocation import ComputeOptimum, EncoderShare, best_encoder_share, compute_optimum
 from .annealing import AnnealingLaw, annealing_sums, best_decay_start, fit_annealing
+from .coordinate_tuning import TuningResult, tune_by_coordinates
 from .curve_extrapolation import CurveExtrapolator, CurvePosterior, StopAdvice, stop_advice
 from .curve_families import CURVE_FAMILIES, curve_family
 from .data_laws import AnnotationBudget, annotation_budget, data_efficiency
@@ -44,6 +45,7 @@ __all__ = [
     "SequentialExtrapolator",
     "Solution",
     "StopAdvice",
+    "TuningResult",
     "annealing_sums",
     "annotation_budget",
     "best_decay_start",
@@ -59,4 +61,5 @@ __all__ = [
     "prototype_difficulty",
     "select_subset",
     "stop_advice",
+    "tune_by_coordinates",
 ]
