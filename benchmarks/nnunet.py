@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import nibabel
 import numpy as np
 from inference_process import ROOT, run_measured
+from nibabel.nifti1 import Nifti1Image
 from own_process import describe_machine
 
 PACKAGES = ("numpy", "torch", "monai", "nnunetv2", "openvino")
@@ -57,9 +57,8 @@ def measure(options: argparse.Namespace, folder: Path, scans: Sequence[Path], *,
             for name in COMMANDS:
                 output = f"{name}_{part}_{mirror}_{number}"
                 runs[name][part].append(run_command(name, options, folder, chosen, output, mirror=mirror))
-    last = options.rounds - 1
-    masks = [folder / f"{name}_all_{mirror}_{last}" for name in COMMANDS]
-    return {"mirror": mirror, "first": first, "runs": runs, "scans": compare_folders(*masks, scans)}
+    theirs, ours = (folder / f"{name}_all_{mirror}_{options.rounds - 1}" for name in COMMANDS)
+    return {"mirror": mirror, "first": first, "runs": runs, "scans": compare_folders(theirs, ours, scans)}
 
 
 def run_command(
@@ -92,14 +91,14 @@ def compare_folders(theirs: Path, ours: Path, scans: Sequence[Path]) -> dict[str
 
 def compare_masks(theirs: Path, ours: Path) -> dict[str, Any]:
     """Dice of every label in nnU-Net's mask, voxels that differ, and how far the grids are apart in mm."""
-    first, second = (nibabel.nifti1.Nifti1Image.from_filename(path) for path in (theirs, ours))
+    first, second = (Nifti1Image.from_filename(path) for path in (theirs, ours))
     if first.shape != second.shape:
         raise ValueError(f"{theirs} has shape {first.shape}, {ours} has {second.shape}")
     a, b = (np.asarray(image.dataobj) for image in (first, second))
     labels = [int(label) for label in np.unique(a) if label]
     dice = {str(k): 2 * float(((a == k) & (b == k)).sum()) / float((a == k).sum() + (b == k).sum()) for k in labels}
     types = [str(image.get_data_dtype()) for image in (first, second)]
-    apart = float(np.abs(np.subtract(first.affine, second.affine)).max())
+    apart = float(np.abs(np.asarray(first.affine) - np.asarray(second.affine)).max())
     return {"dice": dice, "differing": int((a != b).sum()), "voxels": int(a.size), "affine": apart, "types": types}
 
 

@@ -7,9 +7,9 @@ from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
-import nibabel
 import numpy as np
 import pytest
+from nibabel.nifti1 import Nifti1Image
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -23,7 +23,7 @@ def bench(monkeypatch) -> ModuleType:
 def write_mask(path: Path, labels: np.ndarray, shift: float = 0.0) -> Path:
     affine = np.eye(4)
     affine[0, 3] = shift
-    nibabel.nifti1.Nifti1Image(labels.astype(np.uint8), affine).to_filename(path)
+    Nifti1Image(labels.astype(np.uint8), affine).to_filename(path)
     return path
 
 
