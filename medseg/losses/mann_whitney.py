@@ -54,7 +54,8 @@ class MannWhitneyLoss(_Loss):
         other_act: apply this function to the input; with no activation at all, the input itself is the score.
         surrogate: what a pair costs, "softplus" or "squared_hinge".
         num_pos: voxels drawn inside a structure, with replacement where it has more; None takes all.
-        num_neg: voxels drawn outside; None takes all. Softplus works on num_pos x num_neg pairs.
+        num_neg: voxels drawn outside; None takes all. Softplus works on num_pos x num_neg pairs, which is nothing to a
+            GPU; on a processor take 1024 of each, or the squared hinge.
         temperature: difference of scores in units of which a pair counts; the margin of the squared hinge.
         seed: of the draws. They depend on the seed and the target alone: the same patch draws the same voxels again.
         reduction: "mean" over items and classes that have pairs, "sum", or "none" for shape (B, classes), 0 where

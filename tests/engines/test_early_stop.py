@@ -56,6 +56,13 @@ def test_it_advises_only_unless_it_is_told_to_stop_and_a_margin_leaves_room_for_
     assert trainer.state.epoch == 12
 
 
+def test_all_ranks_do_what_the_first_decides(monkeypatch):
+    monkeypatch.setattr("medseg.engines.early_stop.idist.broadcast", lambda value, src: 1.0)
+    trainer, handler = train(CURVE, stop=True, incumbent=0.1)
+    assert trainer.state.epoch == 1
+    assert "stop" not in handler.history[0]
+
+
 def test_a_loss_is_to_fall():
     trainer, _ = train(2 * (1 - CURVE), metric="loss", increasing=False, bounds=(0, 2), incumbent=0.05, stop=True)
     assert trainer.state.epoch == 10
