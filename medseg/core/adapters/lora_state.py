@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from medseg.core.adapters.lora import LowRankUpdate, lora_layers
 
-_UPDATE = ".parametrizations.weight.0."
+_UPDATE = "parametrizations.weight.0."
 
 
 def lora_state_dict(network: nn.Module) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ def lora_state_dict(network: nn.Module) -> dict[str, Tensor]:
     layers = lora_layers(network)
     if not layers:
         raise ValueError("network has no low-rank updates to save; add_lora adds them")
-    scales = {f"{name}{_UPDATE}scale": layer.parametrizations["weight"][0].scale for name, layer in layers.items()}  # type: ignore[index]
+    scales = {_key(name, "scale"): layer.parametrizations["weight"][0].scale for name, layer in layers.items()}  # type: ignore[index]
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     return {name: value.detach().clone() for name, value in {**scales, **trained}.items()}
 
@@ -66,16 +66,21 @@ def load_lora(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """
     if lora_layers(network):
         raise ValueError("network has low-rank updates already; merge_lora writes them into the weights")
-    names = [key.removesuffix(f"{_UPDATE}a") for key in state if key.endswith(f"{_UPDATE}a")]
+    names = [key.removesuffix(f"{_UPDATE}a").removesuffix(".") for key in state if key.endswith(f"{_UPDATE}a")]
     if not names:
         raise ValueError("state holds no low-rank updates; give what lora_state_dict gave")
     _check_fit(network, names, state)
     for name in names:
         layer = network.get_submodule(name)
-        update = LowRankUpdate(layer.weight.shape, state[f"{name}{_UPDATE}a"].shape[0])  # type: ignore[union-attr]
+        update = LowRankUpdate(layer.weight.shape, state[_key(name, "a")].shape[0])  # type: ignore[union-attr]
         parametrize.register_parametrization(layer, "weight", update.to(layer.weight))  # type: ignore[arg-type]
     network.load_state_dict(dict(state), strict=False)
     return network
+
+
+def _key(name: str, part: str) -> str:
+    """Name of a part of a layer's update; the network itself, if it is the layer, has no name."""
+    return f"{name}.{_UPDATE}{part}" if name else f"{_UPDATE}{part}"
 
 
 def _check_fit(network: nn.Module, names: list[str], state: Mapping[str, Tensor]) -> None:
@@ -83,13 +88,13 @@ def _check_fit(network: nn.Module, names: list[str], state: Mapping[str, Tensor]
     parameters = dict(network.named_parameters())
     expected: dict[str, tuple[int, ...]] = {}
     for name in names:
-        weight, a = parameters.get(f"{name}.weight"), state[f"{name}{_UPDATE}a"]
+        weight, a = parameters.get(f"{name}.weight" if name else "weight"), state[_key(name, "a")]
         if weight is None:
             raise ValueError(f"state has an update of {name!r}, which the network lacks; load it onto its own base")
         rank = a.shape[0]
-        expected[f"{name}{_UPDATE}a"] = (rank, weight[0].numel())
-        expected[f"{name}{_UPDATE}b"] = (weight.shape[0], rank)
-        expected[f"{name}{_UPDATE}scale"] = ()
+        expected[_key(name, "a")] = (rank, weight[0].numel())
+        expected[_key(name, "b")] = (weight.shape[0], rank)
+        expected[_key(name, "scale")] = ()
     for key, value in state.items():
         wanted = expected.get(key, tuple(parameters[key].shape) if key in parameters else None)
         if wanted != tuple(value.shape):

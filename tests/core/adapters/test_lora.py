@@ -131,6 +131,14 @@ def test_a_saved_file_of_updates_turns_the_base_into_the_fine_tuned_network(imag
     assert torch.equal(merge_lora(loaded)(image), tuned(image))
 
 
+def test_a_network_that_is_one_layer_is_saved_and_loaded_as_well():
+    tuned, base = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3)
+    base.load_state_dict(tuned.state_dict())
+    state = lora_state_dict(shake(add_lora(tuned, rank=2)))
+    assert torch.equal(load_lora(base, state).weight, tuned.weight)
+    assert torch.equal(merged_state_dict(tuned)["weight"], tuned.weight)
+
+
 def test_the_file_is_smaller_than_the_network():
     network = make_unet()
     size = sum(p.numel() for p in network.parameters())
