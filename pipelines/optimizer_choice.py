@@ -9,7 +9,7 @@
     lion        Lion
     frugal      FRUGAL, state for a quarter of the weights
 
-Each method first trains once with each of its three learning rates on nine tenths of the training cases, and is
+Each method first trains once with each of its four learning rates on nine tenths of the training cases, and is
 measured on the remaining tenth; the best rate is kept. Decay, momentum and all else are set beforehand and the same
 throughout. With that rate it trains on all training cases, once a seed, and is measured on test volumes that tuning
 never saw. Methods share the initial weights, the crops and their order, the number of steps and the shape of the
@@ -68,7 +68,7 @@ class Method:
     """
 
     title: str
-    rates: tuple[float, float, float]
+    rates: tuple[float, float, float, float]
     build: Callable[[nn.Module, float, Budget], torch.optim.Optimizer]
 
 
@@ -94,11 +94,11 @@ def build_frugal(network: nn.Module, rate: float, budget: Budget) -> torch.optim
 
 
 METHODS = {
-    "adamw": Method("AdamW", (1e-3, 3e-3, 1e-2), build_adamw),
-    "sgd": Method("SGD, Nesterov", (3e-3, 1e-2, 3e-2), build_sgd),
-    "adamp": Method("AdamP", (1e-3, 3e-3, 1e-2), build_adamp),
-    "lion": Method("Lion", (1e-4, 3e-4, 1e-3), build_lion),
-    "frugal": Method("FRUGAL", (1e-3, 3e-3, 1e-2), build_frugal),
+    "adamw": Method("AdamW", (1e-3, 3e-3, 1e-2, 3e-2), build_adamw),
+    "sgd": Method("SGD, Nesterov", (3e-3, 1e-2, 3e-2, 1e-1), build_sgd),
+    "adamp": Method("AdamP", (1e-3, 3e-3, 1e-2, 3e-2), build_adamp),
+    "lion": Method("Lion", (1e-4, 3e-4, 1e-3, 3e-3), build_lion),
+    "frugal": Method("FRUGAL", (1e-3, 3e-3, 1e-2, 3e-2), build_frugal),
 }
 
 
