@@ -31,7 +31,7 @@ from medseg.core.optim import find_scale_invariant
 SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9)
 FLOOR = 0.05  # of a layer's weights
 FRACTIONS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-TUNED = (0.9, 0.8)
+TUNED = (0.9,)
 TUNING_RATE = 3e-4
 
 
