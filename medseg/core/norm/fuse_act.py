@@ -6,8 +6,8 @@ serves several norms. In a residual block of DynUNet the addition is taken into 
 parameters stay, so weights go both ways. Outputs and gradients are those of before to rounding.
 
 What is saved is passes over memory, and with channels_last_3d two copies of it. On a CPU, where convolutions take
-nearly all of a training step, no gain stands out of the noise (`benchmarks/README.md`): this is for GPUs, where it is not
-measured yet. A compiled network (`torch.compile`) fuses these steps on its own and sees the kernel as one closed
+nearly all of a training step, no gain stands out of the noise (`benchmarks/README.md`): this is for GPUs, where it is
+not measured yet. A compiled network (`torch.compile`) fuses these steps on its own and sees the kernel as one closed
 operation: leave it as it is.
 """
 
