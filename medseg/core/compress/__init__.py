@@ -9,7 +9,12 @@ from medseg.core.compress.global_magnitude import (
     magnitude_scores,
 )
 from medseg.core.compress.prunable import find_prunable
-from medseg.core.compress.rate_distortion import PruningAllocation, allocate_pruning, measure_distortions
+from medseg.core.compress.rate_distortion import (
+    PruningAllocation,
+    allocate_pruning,
+    measure_distortions,
+    prune_rate_distortion,
+)
 from medseg.core.compress.weight_masks import WeightMasks, prune_magnitude
 
 __all__ = [
@@ -26,4 +31,5 @@ __all__ = [
     "magnitude_scores",
     "measure_distortions",
     "prune_magnitude",
+    "prune_rate_distortion",
 ]

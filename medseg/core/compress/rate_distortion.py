@@ -25,8 +25,13 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import nn
 
-from medseg.core.compress.global_magnitude import kept_weights, layer_magnitude_masks
+from medseg.core.compress.global_magnitude import kept_weights, layer_magnitude_masks, magnitude_scores
+from medseg.core.compress.prunable import find_prunable
+from medseg.core.compress.weight_masks import WeightMasks
 from medseg.core.optim._checks import check_share, check_whole
+from medseg.core.optim.scale_invariance import find_scale_invariant
+
+FRACTIONS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 
 class PruningAllocation(NamedTuple):
@@ -145,6 +150,50 @@ def measure_distortions(
         finally:
             weight.copy_(before)
     return found
+
+
+def prune_rate_distortion(
+    model: nn.Module,
+    sparsity: float,
+    inputs: Sequence[torch.Tensor],
+    fractions: Sequence[float] = FRACTIONS,
+    scale_aware: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> WeightMasks:
+    """Set weights of a network to zero, of each layer as many as its output allows.
+
+    Slower than `prune_magnitude`, by as many forward passes as there are layers, fractions and inputs, and kinder.
+
+    Args:
+        model: the network, changed in place; put it in evaluation.
+        sparsity: least part to prune of the weights that may be pruned, in [0, 1].
+        inputs: patches (B, C, spatial...) without labels from some cases; 4 to 8 will do.
+        fractions: parts of a layer that may be pruned, ascending; the largest bounds the sparsity.
+        scale_aware: measure filters that a normalisation follows relative to their norm.
+        include: names of layers to prune that by default are not, see `find_prunable`.
+        exclude: names of layers to leave.
+
+    Returns:
+        The masks; attach them to an optimizer to train on.
+
+    Raises:
+        ValueError: an option is out of range, a name fits no layer, or nothing may be pruned as far.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        >>> prune_rate_distortion(model, 0.7, [torch.randn(1, 1, 8, 8)]).kept
+        {'2.weight': 44}
+    """
+    check_share("sparsity", sparsity)
+    if not len(inputs):
+        raise ValueError("inputs must hold at least one patch, got none")
+    weights = find_prunable(model, inputs[0].shape, include, exclude)
+    scores = magnitude_scores(weights, find_scale_invariant(model, inputs[0].shape) if scale_aware else None)
+    curves = measure_distortions(model, inputs, scores, fractions)
+    sizes = {name: score.numel() for name, score in scores.items()}
+    choice = allocate_pruning(sizes, fractions, curves, kept_weights(sum(sizes.values()), sparsity))
+    return WeightMasks(model, layer_magnitude_masks(scores, choice.sparsities))
 
 
 def _join(

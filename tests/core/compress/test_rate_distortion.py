@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from medseg.core.compress import allocate_pruning, kept_weights, layer_magnitude_masks, measure_distortions
+from medseg.core.compress import (
+    allocate_pruning,
+    kept_weights,
+    layer_magnitude_masks,
+    measure_distortions,
+    prune_rate_distortion,
+)
 from tests.core.compress.golden import find_golden, load_golden
 
 
@@ -100,3 +106,26 @@ def test_curves_are_what_pruning_one_layer_does_and_the_network_stays():
     assert found["2.weight"][1] == pytest.approx(float(sum(change) / 2), rel=1e-5)
     with pytest.raises(ValueError, match="at least one patch"):
         measure_distortions(model, [], scores, [0.5])
+
+
+def test_a_network_is_pruned_where_it_moves_least():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *[nn.Sequential(nn.Conv2d(c, 8, 3, padding=1), nn.ReLU()) for c in (1, 8, 8, 8)], nn.Conv2d(8, 2, 1)
+    )
+    with torch.no_grad():
+        model[2][0].weight *= 1e-3  # the bias alone decides here
+        model[2][0].bias += 0.5
+    inputs = [torch.randn(1, 1, 8, 8) for _ in range(2)]
+    with torch.no_grad():
+        dense = model(inputs[0])
+        masks = prune_rate_distortion(model, 0.33, inputs, [0.0, 0.5, 1.0])
+        moved = (model(inputs[0]) - dense).abs().max() / dense.abs().max()
+    # What comes before that layer moves nothing either; only the layer behind it does.
+    assert masks.kept["3.0.weight"] == 576
+    assert sum(masks.kept.values()) == 1152
+    assert moved < 0.01
+    with pytest.raises(ValueError, match=r"keep_budget \d+ is below"):
+        prune_rate_distortion(model, 0.9, inputs, [0.0, 0.5])
+    with pytest.raises(ValueError, match="at least one patch"):
+        prune_rate_distortion(model, 0.9, [])
