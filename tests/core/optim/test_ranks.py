@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,24 +9,15 @@ import pytest
 import torch
 
 from tests.core.optim.train_on_ranks import OPTIMIZERS, train_all
+from tests.core.two_ranks import run_two_ranks
 
 PROGRAM = Path(__file__).with_name("train_on_ranks.py")
-ROOT = PROGRAM.parents[3]
 
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
     """What each of two ranks ended with, and one process alone."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(PROGRAM), "2"]
-    ranks = [
-        subprocess.Popen([*command, str(r), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-        for r in range(2)
-    ]
-    said = [rank.communicate(timeout=240)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    return [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(2)], train_all(0, 1)
+    return run_two_ranks(PROGRAM, tmp_path_factory.mktemp("ranks")), train_all(0, 1)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo is tested on POSIX systems")
