@@ -206,7 +206,8 @@ def _check_size(path: Path, image: nib.Nifti1Image, size: int) -> None:
         raise VolumeError(f"{path}: the header gives the shape {shape}; expected positive sizes; the header is damaged")
     itemsize = image.header.get_data_dtype().itemsize
     expected = int(np.prod([int(n) for n in shape], dtype=object)) * itemsize
-    offset = int(image.header["vox_offset"]) or int(image.header.single_vox_offset)
+    # nibabel clears the offset in the header it has read; extensions, some long, stand before the voxels.
+    offset = int(image.dataobj.offset)  # type: ignore[attr-defined]
     surplus = size - offset - expected
     if surplus < 0 or surplus > PADDING_BYTES:
         raise VolumeError(

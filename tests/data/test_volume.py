@@ -196,6 +196,21 @@ def test_damaged_files_are_refused_by_name(tmp_path, image_array, damage, match)
     assert "scan.nii.gz" in str(caught.value)
 
 
+@pytest.mark.parametrize("cut", [0, 10])
+def test_long_header_extensions_are_no_surplus(tmp_path, image_array, cut):
+    """Label names in XML, or a scanner's notes, take kilobytes between header and voxels."""
+    path = _save(tmp_path / "plain.nii", image_array)
+    image = nib.load(path)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 20000))
+    nib.save(image, path := tmp_path / "noted.nii")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
+    if cut:
+        with pytest.raises(VolumeError, match="header promises"):
+            read_image(path)
+    else:
+        assert np.array_equal(read_image(path).array, image_array)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(VolumeError, match=r"none\.nii: no such file"):
         read_image(tmp_path / "none.nii")
