@@ -79,13 +79,14 @@ def test_weights_are_small_flat_and_plain():
     assert all(type(v) is torch.Tensor for v in weights(BUNDLE).values())
 
 
-@pytest.mark.parametrize("modality", ["ct", "cone_beam", "tst"])
-def test_the_liver_of_a_new_drawing_is_found_in_each_of_its_scans(script, modality, make_nifti):
+@pytest.mark.parametrize("modality", ["cone_beam", "tst"])
+def test_the_liver_of_a_new_drawing_is_found_in_the_scans_of_a_c_arm(script, modality, make_nifti):
+    """What the last stages teach; of the CT, which they forget in part, the bundle's README tells."""
     image, mask = script.scan_subject(1000, modality)  # not among those trained on
     predictor = Predictor(Bundle.load(BUNDLE), device="cpu")
     scan = make_nifti("scan.nii.gz", image, np.diag([*script.SPACING, 1.0]))
     found = predictor.predict([read_image(scan)]).labels > 0
-    assert 2 * (found & (mask > 0)).sum() / (found.sum() + mask.sum()) > 0.4
+    assert 2 * (found & (mask > 0)).sum() / (found.sum() + mask.sum()) > 0.7
 
 
 def test_every_stage_leaves_a_bundle_and_the_last_one_is_the_product(trained):
