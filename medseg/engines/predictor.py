@@ -8,7 +8,6 @@ the way back are streamed where that gives the same answer (see `medseg.engines.
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,12 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, SaveImaged, Spacingd
 
 from medseg.bundles import Bundle
 from medseg.data import Volume, check_same_grid
+from medseg.engines.bundle_network import load_network, open_backend, read_inference_config
 from medseg.engines.config_errors import plain_config_errors
 from medseg.engines.devices import select_device
 from medseg.engines.memory_plan import (
@@ -35,7 +34,7 @@ from medseg.engines.memory_plan import (
 from medseg.engines.sampling import CaseSamples, Sampler, empty_samples
 from medseg.engines.ways_back import Ending, Task, Way, grid_of, map_back
 from medseg.engines.windows import Windows
-from medseg.inferers import Backend, Engine, Int8Backend, Precision, Slab, TorchBackend, select_backend
+from medseg.inferers import Backend, Engine, Int8Backend, Precision, Slab, TorchBackend
 
 Memory = Literal["auto", "normal", "low"]
 
@@ -130,9 +129,9 @@ class Predictor:
         self.memory: Memory = memory
         self.max_memory = max_memory
         self.weights_sha256 = self.bundle.weights_sha256()  # before anything is built: there may be none
-        parser = _read_config(self.bundle)
+        parser = read_inference_config(self.bundle)
         with plain_config_errors():
-            network = _load_network(self.bundle, parser, self.device)
+            network = load_network(self.bundle, parser, self.device)
             self.preprocessing = _without(parser.get_parsed_content("preprocessing"), LoadImaged)
             self.ending = Ending.of(_without(parser.get_parsed_content("postprocessing"), SaveImaged))
             inferer = parser.get_parsed_content("inferer")
@@ -156,11 +155,7 @@ class Predictor:
                 "samples; leave out samples, or take it out of the postprocessing"
             )
         engine = engine if self.sampler is None else "torch"
-        self.backend: Backend
-        if precision == "int8":
-            self.backend = _open_int8(self.bundle, window, self.device, engine, self.weights_sha256)
-        else:
-            self.backend = select_backend(network, window, device=self.device, engine=engine, precision=precision)
+        self.backend: Backend = open_backend(self.bundle, network, window, self.device, engine, precision)
         self.precision = self.backend.precision
         self._activations = activation_bytes(network, window) if window else 0
         self.settings = {
@@ -365,52 +360,6 @@ class Predictor:
             )
         values = pred[0].cpu().numpy()
         return values.astype(np.min_scalar_type(max(self.num_classes - 1, 1)))
-
-
-def _read_config(bundle: Bundle) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config(str(bundle.config_path("inference")))
-    parser["bundle_root"] = str(bundle.path)
-    return parser
-
-
-def _load_network(bundle: Bundle, parser: ConfigParser, device: torch.device) -> torch.nn.Module:
-    network = parser.get_parsed_content("network_def")
-    try:
-        state = torch.load(bundle.weights_path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(
-            f"bundle {bundle.name}: {bundle.weights_path} cannot be loaded into its network ({first_line}); run "
-            "'medseg bundle check' on it, or train it with 'medseg train'"
-        ) from error
-    return network.to(device).eval()
-
-
-def _open_int8(
-    bundle: Bundle, window: tuple[int, ...] | None, device: torch.device, engine: Engine, weights_sha256: str
-) -> Int8Backend:
-    if device.type != "cpu":
-        raise ValueError(
-            f"precision int8 runs on the CPU, but the device is {device}; use device cpu, or precision auto"
-        )
-    if engine == "torch":
-        raise ValueError(
-            "precision int8 runs on OpenVINO: leave engine at auto, draw no samples, or use precision fp32"
-        )
-    if not bundle.int8_path.is_dir():
-        raise ValueError(
-            f"bundle {bundle.name} has no int8 model; make one with 'medseg bundle quantize {bundle.name} --images DIR "
-            "-o NEW_BUNDLE' and predict with NEW_BUNDLE, or use precision fp32"
-        )
-    backend = Int8Backend(bundle.int8_path, weights_sha256)
-    if window != backend.window:
-        raise ValueError(
-            f"bundle {bundle.name}: its int8 model is for windows of {backend.window} (channels first), not {window}; "
-            "leave roi_size as the bundle has it, or use precision fp32"
-        )
-    return backend
 
 
 def _without(chain: Compose, kind: type) -> Compose:
