@@ -60,6 +60,7 @@ def test_a_stretch_of_several_calls_computes_what_one_call_does(contenders):
     assert min(*once[:2], *often[:2]) > 0
 
 
+@pytest.mark.slow
 def test_one_case_runs_in_a_process_of_its_own_and_without_a_gpu_the_report_says_so(bench, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     options = ["--cases", "2 x 1 x 64^3", "--threads", "1", "--repeats", "1", "--rounds", "1"]

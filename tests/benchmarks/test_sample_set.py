@@ -34,6 +34,7 @@ def test_medians_over_processes_give_the_ratios(bench):
     assert "| 0.25 | 0.25 | 0.33 | 1e-03 |" in bench.markdown_table([peer, ours])
 
 
+@pytest.mark.slow
 def test_a_step_runs_in_a_process_of_its_own(bench, tmp_path):
     found = bench.run_once("medseg energy", SMALL, 1, 1, tmp_path)
     assert len(found["seconds"]) == 1

@@ -56,6 +56,7 @@ def test_the_images_are_the_same_every_time_and_rich_in_features(bench, monkeypa
     assert not np.array_equal(one[0][0], one[0][1])
 
 
+@pytest.mark.slow
 def test_one_case_runs_in_a_process_of_its_own(bench, tmp_path):
     found = bench.run_once("medseg", "128^2", 1, 1, tmp_path)
     assert len(found["seconds"]) == 1
