@@ -79,14 +79,24 @@ def test_weights_are_small_flat_and_plain():
     assert all(type(v) is torch.Tensor for v in weights(BUNDLE).values())
 
 
+def dice_of_drawing(script: ModuleType, predictor: Predictor, seed: int, modality: str, write_nifti) -> float:
+    image, mask = script.scan_subject(seed, modality)
+    scan = write_nifti(f"{modality}_{seed}.nii.gz", image, np.diag([*script.SPACING, 1.0]))
+    found = predictor.predict([read_image(scan)]).labels > 0
+    return 2 * (found & (mask > 0)).sum() / (found.sum() + mask.sum())
+
+
 @pytest.mark.parametrize("modality", ["cone_beam", "tst"])
 def test_the_liver_of_a_new_drawing_is_found_in_the_scans_of_a_c_arm(script, modality, make_nifti):
-    """What the last stages teach; of the CT, which they forget in part, the bundle's README tells."""
-    image, mask = script.scan_subject(1000, modality)  # not among those trained on
     predictor = Predictor(Bundle.load(BUNDLE), device="cpu")
-    scan = make_nifti("scan.nii.gz", image, np.diag([*script.SPACING, 1.0]))
-    found = predictor.predict([read_image(scan)]).labels > 0
-    assert 2 * (found & (mask > 0)).sum() / (found.sum() + mask.sum()) > 0.7
+    assert dice_of_drawing(script, predictor, 1000, modality, make_nifti) > 0.7  # not among those trained on
+
+
+def test_of_the_ct_which_later_stages_forget_in_part_something_is_kept(script, make_nifti):
+    """Single drawings give 0.24 to 0.74, so only the mean says something: it is the 0.467 of the bundle's README."""
+    predictor = Predictor(Bundle.load(BUNDLE), device="cpu")
+    found = [dice_of_drawing(script, predictor, seed, "ct", make_nifti) for seed in range(1000, 1008)]
+    assert np.mean(found) > 0.4
 
 
 def test_every_stage_leaves_a_bundle_and_the_last_one_is_the_product(trained):
