@@ -40,7 +40,7 @@ from normalization_choice import (
     measure,
     train,
 )
-from run_files import say, write_text
+from run_files import read_record, say, write_text
 
 from medseg.core.scaling import IdentifiabilityWarning, PowerLawOffset, ScalingFit
 from medseg.report import draw_annotation_budget
@@ -94,8 +94,8 @@ def run_all(cohort: Cohort, groups: Sequence[str], plan: Plan, budget: Budget, f
         order = order_cases(groups, draw)
         for size in (*plan.sizes, len(order)):
             path = folder / f"{size}-{draw}.json"
-            record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-            if record is None or record["settings"] != settings:
+            record = read_record(path, settings)
+            if record is None:
                 chosen = [cohort.train[i] for i in order[:size]]
                 head = {"size": size, "draw": draw, "settings": settings}
                 record = head | run(Cohort(chosen, cohort.test), budget, draw)

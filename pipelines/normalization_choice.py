@@ -35,7 +35,7 @@ import torch
 from monai.losses import DiceCELoss
 from monai.networks.nets import DynUNet
 from paired_comparison import compare_methods, draw_differences, markdown_table
-from run_files import say, write_text
+from run_files import read_record, say, write_text
 from torch import nn
 
 from medseg.core.norm import standardize_weights
@@ -219,8 +219,8 @@ def run_all(cohort: Cohort, budget: Budget, batches: Sequence[int], seeds: int, 
             for method in METHODS:
                 settings = describe_settings(cohort, budget, batch)
                 path = runs / f"batch-{batch}-{method}-{seed}.json"
-                record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-                if record is None or record["settings"] != settings:
+                record = read_record(path, settings)
+                if record is None:
                     found = run_method(method, cohort, budget, batch, seed)
                     head = {"set": f"Batches of {batch}", "method": method, "seed": seed, "settings": settings}
                     record = head | found

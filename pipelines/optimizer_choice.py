@@ -47,7 +47,7 @@ from normalization_choice import (
     measure,
 )
 from paired_comparison import compare_methods, draw_differences, markdown_table
-from run_files import say, write_text
+from run_files import read_record, say, write_text
 from torch import nn
 
 from medseg.core.optim import AdamP, FrugalAdamW, Lion, decay_groups, scale_invariant_param_groups
@@ -136,8 +136,8 @@ def run_once(method: str, rate: float, cohort: Cohort, budget: Budget, seed: int
 def reuse_or_run(path: Path, method: str, rate: float, cohort: Cohort, budget: Budget, seed: int) -> dict[str, Any]:
     """What an earlier call finished with the same settings, or a run."""
     settings = describe_settings(cohort, budget, BATCH) | {"rate": rate}
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if record is None or record["settings"] != settings:
+    record = read_record(path, settings)
+    if record is None:
         head = {"set": "hippocampus", "method": method, "seed": seed, "settings": settings}
         record = head | run_once(method, rate, cohort, budget, seed)
         write_text(path, json.dumps(record, indent=1))

@@ -43,7 +43,7 @@ from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 from monai.losses.dice import DiceLoss
 from pirads_dual_path_report import METHODS, write_report
-from run_files import say, write_text
+from run_files import read_record, say, write_text
 
 from medseg.data import atomic_path, make_zone_phantom
 from medseg.data.zone_phantom import PROSTATE_ZONES
@@ -279,8 +279,8 @@ def run_all(budget: Budget, seeds: int, folds_run: int, methods: Sequence[str], 
             train = [s for s in samples if s not in test]
             for method in methods:
                 path = runs / f"{method}-{seed}-{fold}.json"
-                record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-                if record is None or record["settings"] != settings:
+                record = read_record(path, settings)
+                if record is None:
                     say(f"seed {seed}, fold {fold}: {METHODS[method]}")
                     aux = "-aux" if method.endswith("aux") else ""
                     shared = runs / f"stage1{aux}-{seed}-{fold}.pt"

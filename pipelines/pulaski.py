@@ -46,7 +46,7 @@ from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 from paired_comparison import compare_methods, draw_differences, markdown_table
 from rater_sets import SETS, Batch, RaterSet, Sample, draw_batches, load_discs
-from run_files import say, write_text
+from run_files import read_record, say, write_text
 from torch import nn
 
 import medseg.metrics as metrics
@@ -261,8 +261,8 @@ def run_set(
         for method in chosen:
             settings = describe_settings(images, budget)
             path = runs / f"{name}-{method}-{seed}.json"
-            record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-            if record is None or record["settings"] != settings:
+            record = read_record(path, settings)
+            if record is None:
                 say(f"{name}, seed {seed}: {METHODS[method]}")
                 found, masks = run_method(method, images, budget, seed)
                 record = {"set": name, "method": method, "seed": seed, "settings": settings} | found

@@ -35,7 +35,7 @@ import torch
 from abdomen_sets import MODALITIES, Subject, all_items, load_phantoms, load_subject, read_anatomy
 from monai.networks.nets import UNet
 from paired_comparison import compare_methods, draw_differences, markdown_table
-from run_files import say, write_text
+from run_files import read_record, say, write_text
 
 from medseg.engines import SerialTrainer, Stage
 from medseg.losses import DeepSupervisionLoss, FocalTverskyLoss
@@ -173,8 +173,8 @@ def run_all(budget: Budget, seeds: int, out: Path, data: Path | None, methods: S
     for seed in range(seeds):
         for method in methods:
             path = out / "runs" / f"{method}-{seed}.json"
-            record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-            if record is None or record["settings"] != settings:
+            record = read_record(path, settings)
+            if record is None:
                 say(f"seed {seed}: {METHODS[method]}")
                 record = {"method": method, "seed": seed, "settings": settings}
                 record |= run_method(method, seed, budget, out, tests)
