@@ -13,7 +13,7 @@ standardisation, where a zero would not stay one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from medseg.core.nested_tensors import nested_tensors
 from medseg.core.optim.scale_invariance import PRODUCERS
 
 
@@ -82,8 +83,8 @@ class _Watcher(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if any(True for _ in _tensors(result)):  # looking at a shape is no use of the values
-            self.unused -= {id(tensor) for tensor in _tensors([args, dict(kwargs)])}
+        if nested_tensors(result):  # looking at a shape is no use of the values
+            self.unused -= {id(tensor) for tensor in nested_tensors((args, kwargs))}
         if func in PRODUCERS:
             source, weight = (args[n] if len(args) > n else kwargs[key] for n, key in enumerate(("input", "weight")))
             self.calls.append((source, weight, result))  # kept, so that no other tensor gets its id
@@ -98,7 +99,7 @@ def _run(model: nn.Module, input_shape: Sequence[int]) -> tuple[list[int], set[i
     watcher, modes = _Watcher(), [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad(), watcher:
-            given = {id(tensor) for tensor in _tensors(model.eval()(image))}
+            given = {id(tensor) for tensor in nested_tensors(model.eval()(image))}
     finally:
         for module, mode in modes:
             module.training = mode
@@ -109,15 +110,6 @@ def _run(model: nn.Module, input_shape: Sequence[int]) -> tuple[list[int], set[i
         if source is image or id(output) in given | watcher.unused
     }
     return used, ends | {*used[:1], *used[-1:]}
-
-
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
-    """All tensors in nested sequences and dictionaries."""
-    if isinstance(values, torch.Tensor):
-        yield values
-    elif isinstance(values, (tuple, list, dict)):
-        for value in values.values() if isinstance(values, dict) else values:
-            yield from _tensors(value)
 
 
 def _begins(name: str, starts: Iterable[str]) -> bool:

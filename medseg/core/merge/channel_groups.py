@@ -21,6 +21,8 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from medseg.core.nested_tensors import nested_tensors
+
 _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 _TRANSPOSED = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
 _ADVICE = "weights can be matched for networks of convolutions, normalisation, activation, sums and concatenations"
@@ -67,7 +69,7 @@ def find_channel_groups(model: nn.Module, input_shape: Sequence[int]) -> list[Ch
     ends = [watcher.segments[id(x)]]
     with watcher:
         output = model(x)
-    ends += [watcher.segments[id(tensor)] for tensor in _tensors(output) if id(tensor) in watcher.segments]
+    ends += [watcher.segments[id(tensor)] for tensor in nested_tensors(output) if id(tensor) in watcher.segments]
     groups = watcher.free_groups({group for segments in ends for group, _ in segments})
     _verify(model, groups, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x))
     return groups
@@ -124,9 +126,9 @@ class _Watcher(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         self.kept.append((args, kwargs, result))
-        given = _tensors((args, tuple(kwargs.values())))
+        given = nested_tensors((args, kwargs))
         followed = [tensor for tensor in given if id(tensor) in self.segments]
-        if followed and _tensors(result):
+        if followed and nested_tensors(result):
             if not isinstance(result, torch.Tensor):
                 raise ValueError(f"{_name(func)} gives several tensors, which is not followed; {_ADVICE}")
             self.segments[id(result)] = self._follow(func, args, kwargs, result, given, followed)
@@ -230,21 +232,12 @@ def _verify(model: nn.Module, groups: Sequence[ChannelGroup], x: torch.Tensor) -
     random = torch.Generator().manual_seed(1)
     orders = [torch.randperm(group.size, generator=random) for group in groups]
     with torch.no_grad():
-        expected = _tensors(model(x))
+        expected = nested_tensors(model(x))
         model.load_state_dict(permute_channels(model.state_dict(), groups, orders))
-        found = _tensors(model(x))
+        found = nested_tensors(model(x))
     if not all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(expected, found, strict=True)):
         raise ValueError(f"the network treats channels in a way that is not followed; {_ADVICE}")
 
 
 def _name(func: Callable[..., Any]) -> str:
     return getattr(func, "__name__", str(func))
-
-
-def _tensors(values: Any) -> list[torch.Tensor]:
-    """All tensors in nested tuples, lists and dictionaries."""
-    if isinstance(values, torch.Tensor):
-        return [values]
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    return [t for value in values for t in _tensors(value)] if isinstance(values, tuple | list) else []

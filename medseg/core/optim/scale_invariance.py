@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from medseg.core.nested_tensors import nested_tensors
 from medseg.core.optim._checks import check_least
 from medseg.core.optim.decay_groups import decayed_weights
 
@@ -65,8 +66,8 @@ class _Watcher(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if _gives_tensors(result):  # looking at a shape is no use of the values
-            for tensor in _tensors((args, tuple(kwargs.values()))):
+        if nested_tensors(result):  # looking at a shape is no use of the values
+            for tensor in nested_tensors((args, kwargs)):
                 if id(tensor) in self.outputs:
                     self.uses[id(tensor)].append((func, args, kwargs))
         if func in PRODUCERS:
@@ -160,7 +161,7 @@ def _judge(
     if len(uses) != 1:
         return None
     used_by, args, kwargs = uses[0]
-    if not _tensors(args[:1]) or _tensors(args[:1])[0] is not output:
+    if not nested_tensors(args[:1]) or nested_tensors(args[:1])[0] is not output:
         return None
     channel_dim = int(func in TRANSPOSED)
     if func is functional.linear:
@@ -182,14 +183,3 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _gives_tensors(result: Any) -> bool:
-    return bool(_tensors((result,)))
-
-
-def _tensors(values: Any) -> list[torch.Tensor]:
-    """All tensors in nested tuples and lists."""
-    if isinstance(values, torch.Tensor):
-        return [values]
-    return [t for value in values for t in _tensors(value)] if isinstance(values, tuple | list) else []
