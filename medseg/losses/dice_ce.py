@@ -38,8 +38,9 @@ from medseg.losses._inputs import (
 class DiceCELoss(_Loss):
     """Weighted sum of Dice loss and cross-entropy on (B, C, H, W) or (B, C, H, W, D).
 
-    Computed in float32 (float64 stays), outside autocast. As in MONAI the activation is that of the Dice term alone:
-    the cross-entropy takes the softmax of two or more channels, and the sigmoid of a single one.
+    Computed in float32 (float64 stays), outside autocast; it can be differentiated once. As in MONAI the activation is
+    that of the Dice term alone: the cross-entropy takes the softmax of two or more channels, and the sigmoid of a
+    single one.
 
     Args:
         include_background: whether channel 0 counts in the Dice term; a single channel always does.

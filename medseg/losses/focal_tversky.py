@@ -43,8 +43,9 @@ _EPS = 1e-6
 class FocalTverskyLoss(_Loss):
     """Focal Tversky loss on (B, C, H, W) or (B, C, H, W, D), one index for every item and class.
 
-    Computed in float32 (float64 stays). As in MONAI's `TverskyLoss`, `alpha` weights false positives and `beta` false
-    negatives; the "alpha = 0.7" of the papers is the weight of false negatives, that is `beta` here.
+    Computed in float32 (float64 stays), outside autocast; it can be differentiated once. As in MONAI's `TverskyLoss`,
+    `alpha` weights false positives and `beta` false negatives; the "alpha = 0.7" of the papers is the weight of false
+    negatives, that is `beta` here.
 
     Args:
         include_background: whether channel 0 counts; a single channel always does.
