@@ -106,11 +106,7 @@ def extrapolate(
         from medseg.data import read_training_curve
 
         curve = read_training_curve(log, metric)
-        if not 0 <= curve.values.min() <= curve.values.max() <= largest:
-            raise ValueError(
-                f"{curve.metric} runs from {curve.values.min():.4g} to {curve.values.max():.4g}, not within 0 and "
-                f"{largest:g}; give the largest value it can take as --largest"
-            )
+        _check_range(curve, largest)
         posterior = CurveExtrapolator(seed=seed).fit(
             curve.steps, curve.values, end, bounds=(0.0, largest), increasing=not lower_is_better
         )
@@ -129,12 +125,17 @@ def extrapolate(
             "probability": advice.probability, "stop": advice.stop, "reason": advice.reason,
         }  # fmt: skip
         if plot is not None:
-            from medseg.report import draw_extrapolation
-
-            draw_extrapolation(plot, curve.steps, curve.values, posterior, metric=curve.metric, incumbent=to_beat)
-            note(f"wrote {plot}")
+            _draw_curve(plot, curve, posterior, to_beat)
         _write(output, facts)
         typer.echo(json.dumps(facts, allow_nan=False) if as_json else "\n".join(_tell_curve(facts)))
+
+
+def _check_range(curve: TrainingCurve, largest: float) -> None:
+    if not 0 <= curve.values.min() <= curve.values.max() <= largest:
+        raise ValueError(
+            f"{curve.metric} runs from {curve.values.min():.4g} to {curve.values.max():.4g}, not within 0 and "
+            f"{largest:g}; give the largest value it can take as --largest"
+        )
 
 
 def _noise_of_the_best(curve: TrainingCurve, posterior: CurvePosterior) -> float:
@@ -232,6 +233,13 @@ def _draw_budget(plot: Path, fit: ScalingFit, target: float, cases: float) -> No
 
     largest = max(4 * float(fit.x.max()), 1.3 * cases) if cases < float("inf") else None
     draw_annotation_budget(plot, fit, target=target, largest=largest)
+    note(f"wrote {plot}")
+
+
+def _draw_curve(plot: Path, curve: TrainingCurve, posterior: CurvePosterior, to_beat: float) -> None:
+    from medseg.report import draw_extrapolation
+
+    draw_extrapolation(plot, curve.steps, curve.values, posterior, metric=curve.metric, incumbent=to_beat)
     note(f"wrote {plot}")
 
 

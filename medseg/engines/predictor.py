@@ -126,8 +126,7 @@ class Predictor:
             raise ValueError(f"memory must be auto, normal or low, got {memory!r}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.device, self.device_reason = select_device(device)
-        self.memory: Memory = memory
-        self.max_memory = max_memory
+        self.memory, self.max_memory = memory, max_memory
         self.weights_sha256 = self.bundle.weights_sha256()  # before anything is built: there may be none
         parser = read_inference_config(self.bundle)
         with plain_config_errors():
@@ -148,12 +147,7 @@ class Predictor:
             self.windows.limit_batch()
         shape = self.windows.fixed_shape
         window = (len(self.bundle.input_channels), *shape) if shape else None
-        self.sampler = Sampler.build(network, samples, seed, engine, self.windows)
-        if self.sampler is not None and self.ending.calibrates:
-            raise ValueError(
-                f"bundle {self.bundle.name}: its TemperatureScaledd was fitted to single answers, not to the mean of "
-                "samples; leave out samples, or take it out of the postprocessing"
-            )
+        self.sampler = self._build_sampler(network, samples, seed, engine)
         engine = engine if self.sampler is None else "torch"
         self.backend: Backend = open_backend(self.bundle, network, window, self.device, engine, precision)
         self.precision = self.backend.precision
@@ -171,6 +165,17 @@ class Predictor:
             **({"int8_model": self.backend.manifest["files"]} if isinstance(self.backend, Int8Backend) else {}),
         }
         self.num_classes = int(self.bundle.metadata["network_data_format"]["outputs"]["pred"]["num_channels"])
+
+    def _build_sampler(
+        self, network: torch.nn.Module, samples: int | None, seed: int, engine: Engine
+    ) -> Sampler | None:
+        sampler = Sampler.build(network, samples, seed, engine, self.windows)
+        if sampler is not None and self.ending.calibrates:
+            raise ValueError(
+                f"bundle {self.bundle.name}: its TemperatureScaledd was fitted to single answers, not to the mean of "
+                "samples; leave out samples, or take it out of the postprocessing"
+            )
+        return sampler
 
     def predict(
         self, channels: Sequence[Volume], *, probabilities: bool = False, threshold: float | None = None
