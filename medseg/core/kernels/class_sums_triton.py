@@ -121,7 +121,7 @@ def sum_tiles(
             if OF_ENTROPY == 2:
                 other = tl.where(y < 1.0, other * _fade(1.0 - q, gamma), 0.0)
         hits += tl.sum(tl.where(some, p * y * counts, 0.0), axis=1)
-        count += tl.sum(tl.where(some, counts + 0.0 * z, 0.0), axis=1)
+        count += tl.sum(tl.where(some, counts, 0.0), axis=1)  # not of the logits: they may be infinite
         if POWER == 2:
             predicted += tl.sum(tl.where(some, p * p * counts, 0.0), axis=1)
             present += tl.sum(tl.where(some, y * y * counts, 0.0), axis=1)

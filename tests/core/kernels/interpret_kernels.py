@@ -144,6 +144,7 @@ def check_class_sums_let_nan_through_and_stand_infinity(folder: Path) -> None:
     for backend in ("triton", "torch", "auto"):
         sums, gradient = run_class_sums(logits, target, backend)
         assert sums[:4].isfinite().all()
+        assert (sums[5] == 7 * 5 * 6).all()
 
 
 def check_class_sums_opcheck(folder: Path) -> None:
