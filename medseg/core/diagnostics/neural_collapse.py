@@ -24,10 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+_COINCIDE = 1e-12  # of the means' size: what rounding leaves of equal means
+
 
 @dataclass(frozen=True)
 class CollapseReport:
-    """Neural collapse of the classes that were seen.
+    """Neural collapse of the classes that were seen; all measures are nan where their means coincide.
 
     Attributes:
         classes: class ids, ascending.
@@ -88,12 +90,10 @@ class NeuralCollapse:
         Raises:
             ValueError: shapes do not fit, or features are not finite where they count.
         """
-        rows, ids = _as_rows(features, labels, mask)
+        rows, ids = self._as_rows(features, labels, mask)
         if not self._means:
             self._means = [rows.new_zeros(rows.shape[1]) for _ in range(self.num_classes)]
             self._scatters = [rows.new_zeros((rows.shape[1],) * 2) for _ in range(self.num_classes)]
-        if rows.shape[1] != len(self._means[0]):
-            raise ValueError(f"features must have {len(self._means[0])} channels, as before, got {rows.shape[1]}")
         for label in range(self.num_classes):
             found = (ids == label).nonzero()[:, 0]
             if self.per_class is not None and len(found) > self.per_class:
@@ -111,10 +111,14 @@ class NeuralCollapse:
             ValueError: fewer than two classes were seen, or the weight does not fit.
         """
         seen, means = self._seen()
+        last = None if weight is None else self._rows_of(weight)[seen]
         spread = torch.stack([self._scatters[c] / self.counts[c] for c in seen]).mean(0)
         centred = means - means.mean(0)
         between = centred.T @ centred / len(seen)
         lengths = centred.norm(dim=1)
+        if lengths.max() <= _COINCIDE * means.norm(dim=1).max():  # a dead level, which nothing would call collapsed
+            nan = float("nan")
+            return CollapseReport(tuple(seen), tuple(self.counts[c] for c in seen), nan, nan, nan, nan)
         cosines = (centred @ centred.T) / (lengths[:, None] * lengths).clamp(min=torch.finfo(centred.dtype).tiny)
         pairs = cosines[tuple(torch.triu_indices(len(seen), len(seen), 1))]
         return CollapseReport(
@@ -123,14 +127,14 @@ class NeuralCollapse:
             nc1=float((spread @ torch.linalg.pinv(between, rtol=1e-10, hermitian=True)).trace() / len(seen)),
             nc2_equinorm=float(lengths.std(correction=0) / lengths.mean()),
             nc2_equiangular=float((pairs + 1 / (len(seen) - 1)).abs().mean()),
-            nc3=float("nan") if weight is None else _distance(self._rows_of(weight)[seen], centred),
+            nc3=float("nan") if last is None else _distance(last, centred),
         )
 
     @torch.no_grad()
     def agreement(
         self, features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> float:
-        """NC4: share of features whose nearest mean, of the means so far, is the class that the last layer chooses.
+        """NC4: share of features whose nearest mean is the class that the last layer chooses, among the classes seen.
 
         Args:
             features: as for `update`.
@@ -145,11 +149,13 @@ class NeuralCollapse:
             ValueError: shapes do not fit, or fewer than two classes were seen.
         """
         seen, means = self._seen()
-        rows, ids = _as_rows(features, labels, None)
+        rows, ids = self._as_rows(features, labels, None)
+        if bias is not None and tuple(bias.shape) != (self.num_classes,):
+            raise ValueError(f"bias must have shape {(self.num_classes,)}, got {tuple(bias.shape)}")
         rows = rows[torch.isin(ids, torch.tensor(seen, device=ids.device))]
         scores = rows @ self._rows_of(weight)[seen].T
         if bias is not None:
-            scores = scores + bias.to(scores)[seen]
+            scores = scores + bias.detach().to(scores)[seen]
         nearest = torch.cdist(rows, means).argmin(1)
         return float((nearest == scores.argmax(1)).double().mean())
 
@@ -164,6 +170,28 @@ class NeuralCollapse:
         if weight.shape[:2] != shape or weight[0, 0].numel() != 1:
             raise ValueError(f"weight must have shape {shape}, got {tuple(weight.shape)}")
         return weight.detach().flatten(1).to(self._means[0])
+
+    def _as_rows(
+        self, features: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (n, D) in float64 and class ids (n,) of those that count."""
+        if features.ndim < 2:
+            raise ValueError(f"features must be (N, D) or (B, D, spatial...), got shape {tuple(features.shape)}")
+        if self._means and features.shape[1] != len(self._means[0]):
+            raise ValueError(f"features must have {len(self._means[0])} channels, as before, got {features.shape[1]}")
+        expected = (features.shape[0], 1, *features.shape[2:]) if features.ndim > 2 else (features.shape[0],)
+        for name, value in (("labels", labels), ("mask", mask)):
+            if value is not None and tuple(value.shape) != expected:
+                raise ValueError(f"{name} must have shape {expected} for these features, got {tuple(value.shape)}")
+        rows = features.detach().as_subclass(torch.Tensor).movedim(1, -1).reshape(-1, features.shape[1])
+        ids = labels.detach().as_subclass(torch.Tensor).flatten()
+        counts = (ids >= 0) & (ids < self.num_classes)
+        if mask is not None:
+            counts &= mask.detach().as_subclass(torch.Tensor).flatten().bool()
+        rows, ids = rows[counts], ids[counts]
+        if not torch.isfinite(rows).all():
+            raise ValueError("features must be finite; find out where the network made NaN or infinity")
+        return rows.double(), ids
 
     def _merge(self, label: int, rows: torch.Tensor) -> None:
         """Add features of a class without ever subtracting large numbers."""
@@ -195,24 +223,6 @@ def interior_voxels(labels: torch.Tensor, width: int = 1) -> torch.Tensor:
     pool = functional.max_pool2d if ids.ndim == 4 else functional.max_pool3d
     size = 2 * width + 1
     return pool(ids, size, 1, width) == -pool(-ids, size, 1, width)
-
-
-def _as_rows(
-    features: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (n, D) in float64 and class ids (n,) of those that count."""
-    expected = (features.shape[0], 1, *features.shape[2:]) if features.ndim > 2 else (features.shape[0],)
-    for name, value in (("labels", labels), ("mask", mask)):
-        if value is not None and tuple(value.shape) != expected:
-            raise ValueError(f"{name} must have shape {expected} for these features, got {tuple(value.shape)}")
-    rows = features.detach().as_subclass(torch.Tensor).movedim(1, -1).reshape(-1, features.shape[1])
-    ids = labels.detach().as_subclass(torch.Tensor).flatten()
-    if mask is not None:
-        counts = mask.detach().as_subclass(torch.Tensor).flatten().bool()
-        rows, ids = rows[counts], ids[counts]
-    if not torch.isfinite(rows).all():
-        raise ValueError("features must be finite; find out where the network made NaN or infinity")
-    return rows.double(), ids
 
 
 def _distance(weight: torch.Tensor, means: torch.Tensor) -> float:

@@ -123,6 +123,25 @@ def test_nearest_means_and_last_layer_disagree_where_the_layer_is_turned():
     assert np.isnan(collapse.agreement(features, torch.full_like(ids, 9), means))
 
 
+def test_a_dead_level_is_not_called_collapsed():
+    constant, noise = torch.full((30, 4), 0.1), torch.randn(15, 4, dtype=torch.float64).repeat(2, 1)
+    for features in (constant, noise, torch.zeros(30, 4)):
+        collapse = NeuralCollapse(2)
+        collapse.update(features, torch.arange(2).repeat_interleave(15))
+        report = collapse.report(weight=torch.ones(2, 4))
+        assert report.counts == (15, 15)
+        assert np.isnan([report.nc1, report.nc2_equinorm, report.nc2_equiangular, report.nc3]).all()
+
+
+def test_what_belongs_to_no_class_may_be_anything():
+    features, ids = simplex(2, 4).repeat(2, 1), torch.tensor([0, 1, 255, -1])
+    features[2:] = torch.nan
+    collapse = NeuralCollapse(2)
+    collapse.update(features, ids)
+    assert collapse.report().counts == (1, 1)
+    assert collapse.agreement(features, ids, simplex(2, 4)) == 1
+
+
 def test_odd_arguments_are_named():
     collapse = NeuralCollapse(3)
     for call, match in (
@@ -134,6 +153,7 @@ def test_odd_arguments_are_named():
             r"labels must have shape \(2, 1, 4, 4\)",
         ),
         (lambda: collapse.update(torch.full((2, 3), torch.nan), torch.zeros(2)), "features must be finite"),
+        (lambda: collapse.update(torch.ones(2), torch.zeros(2)), r"features must be .*, got shape \(2,\)"),
         (lambda: interior_voxels(torch.zeros(3, 3)), "labels must be"),
     ):
         with pytest.raises(ValueError, match=match):
@@ -141,5 +161,9 @@ def test_odd_arguments_are_named():
     collapse.update(torch.ones(2, 3), torch.arange(2))
     with pytest.raises(ValueError, match="features must have 3 channels, as before, got 4"):
         collapse.update(torch.ones(2, 4), torch.arange(2))
+    with pytest.raises(ValueError, match="features must have 3 channels, as before, got 4"):
+        collapse.agreement(torch.ones(2, 4), torch.arange(2), torch.ones(3, 3))
+    with pytest.raises(ValueError, match=r"bias must have shape \(3,\), got \(3, 1\)"):
+        collapse.agreement(torch.ones(2, 3), torch.arange(2), torch.ones(3, 3), torch.ones(3, 1))
     with pytest.raises(ValueError, match=r"weight must have shape \(3, 3\), got \(3, 3, 2\)"):
         collapse.report(torch.ones(3, 3, 2))
