@@ -11,7 +11,6 @@ image, mirroring included, and of its windows some are drawn at random. The fold
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
@@ -66,7 +65,7 @@ def quantize_bundle(
         bundle: the bundle, with weights.
         cases: images like those it will be used on, four or more, best of several scanners; no labels are needed.
         output: folder of the new bundle.
-        windows: how many windows the ranges are measured on, at least 8; as many of each image.
+        windows: how many windows the ranges are measured on, at least 8; as many of each image, or one less of some.
         seed: of their choice.
         overwrite: replace the folder.
         progress: told what is done, one sentence each.
@@ -109,10 +108,16 @@ def quantize_bundle(
 
 
 def _check_arguments(bundle: Bundle, cases: Sequence[Case], output: Path, windows: int, overwrite: bool) -> None:
-    if output.resolve() == bundle.path.resolve():
-        raise ValueError(f"output is the bundle itself ({output}); give another folder, the source stays untouched")
+    here, there = output.resolve(), bundle.path.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise ValueError(f"output {output} is or holds the bundle itself, or lies in it; the source stays untouched")
+    for image in (path.resolve() for case in cases for path in case.images):
+        if here in image.parents:  # overwriting would remove it
+            raise ValueError(f"output {output} holds the image {image}; give another folder")
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists; give another folder, or --overwrite to replace it")
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; give a folder")
     if len(cases) < _FEWEST_CASES:
         raise ValueError(
             f"cases: got {len(cases)}, expected at least {_FEWEST_CASES}, since ranges of fewer images do not hold for "
@@ -131,15 +136,17 @@ def _draw_windows(
     sample: list[torch.Tensor] = []
     for number, case in enumerate(cases, 1):
         progress(f"[{number}/{len(cases)}] {case.case_id}: choosing windows")
+        # The first images give what does not divide, so that none is left out.
+        share = count // len(cases) + (number <= count % len(cases))
         data = predictor.prepare(read_case(case, len(predictor.bundle.input_channels))).data
         if data is None:
             raise ValueError(f"{case.images[0]}: all voxels have the same value; leave this image out")
         image = data["image"].as_tensor()[None]
-        draw = _WindowDraw(math.ceil(count / len(cases)), predictor.num_classes, generator)
+        draw = _WindowDraw(share, predictor.num_classes, generator)
         for _ in predictor.windows.slabs(image, draw, predictor.windows.axis(tuple(image.shape[2:]))):
             pass
         sample += draw.kept
-    return sample[:count]
+    return sample
 
 
 class _WindowDraw:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from medseg.bundles import Bundle
 from medseg.cli import app
 from medseg.data import find_cases, read_image, write_phantom_dataset
-from medseg.engines import Predictor, quantize_bundle
+from medseg.engines import Predictor, bundle_quantization, quantize_bundle
 from medseg.engines.bundle_quantization import _draw_windows
 from tests.factories import make_tiny_bundle, write_json
 
@@ -69,6 +69,20 @@ def test_windows_are_those_of_prediction_and_as_many_of_each_image(bundle, data)
     predictor.backend = listen  # type: ignore[assignment]
     predictor.predict([read_image(cases[0].images[0])])
     assert any(torch.equal(drawn[0], window) for window in seen)
+
+
+def test_windows_that_do_not_divide_leave_no_image_out(bundle, data, monkeypatch):
+    shares: list[int] = []
+
+    class Draw(bundle_quantization._WindowDraw):
+        def __init__(self, count: int, classes: int, generator: torch.Generator) -> None:
+            shares.append(count)
+            super().__init__(count, classes, generator)
+
+    monkeypatch.setattr(bundle_quantization, "_WindowDraw", Draw)
+    predictor = Predictor(bundle, device="cpu", engine="torch", precision="fp32")
+    assert len(_draw_windows(predictor, find_cases([data]), 5, 0, lambda text: None)) == 5
+    assert shares == [2, 1, 1, 1]
 
 
 def test_the_new_bundle_predicts_in_int8_nearly_what_it_predicts_in_float(quantized, data):
@@ -134,6 +148,13 @@ def test_too_few_images_or_windows_and_a_taken_folder_are_refused(bundle, data, 
         quantize_bundle(bundle, cases, tmp_path / "new", windows=7)
     with pytest.raises(FileExistsError, match="give another folder, or --overwrite"):
         quantize_bundle(bundle, cases, tmp_path)
-    with pytest.raises(ValueError, match="the source stays untouched"):
-        quantize_bundle(bundle, cases, bundle.path, overwrite=True)
+    for output in (bundle.path, bundle.path.parent, bundle.path / "models" / "new"):
+        with pytest.raises(ValueError, match="the source stays untouched"):
+            quantize_bundle(bundle, cases, output, overwrite=True)
+    with pytest.raises(ValueError, match=r"holds the image .*\.nii\.gz; give another folder"):
+        quantize_bundle(bundle, cases, data.parent, overwrite=True)
+    (tmp_path / "note").write_text("kept")
+    with pytest.raises(FileExistsError, match="note is a file; give a folder"):
+        quantize_bundle(bundle, cases, tmp_path / "note", overwrite=True)
+    (tmp_path / "note").unlink()
     assert list(tmp_path.iterdir()) == []
