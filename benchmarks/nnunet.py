@@ -90,12 +90,12 @@ def compare_folders(theirs: Path, ours: Path, scans: Sequence[Path]) -> dict[str
 
 
 def compare_masks(theirs: Path, ours: Path) -> dict[str, Any]:
-    """Dice of every label in nnU-Net's mask, voxels that differ, and how far the grids are apart in mm."""
+    """Dice of every label in either mask, voxels that differ, and how far the grids are apart in mm."""
     first, second = (Nifti1Image.from_filename(path) for path in (theirs, ours))
     if first.shape != second.shape:
         raise ValueError(f"{theirs} has shape {first.shape}, {ours} has {second.shape}")
     a, b = (np.asarray(image.dataobj) for image in (first, second))
-    labels = [int(label) for label in np.unique(a) if label]
+    labels = [int(label) for label in np.union1d(a, b) if label]
     dice = {str(k): 2 * float(((a == k) & (b == k)).sum()) / float((a == k).sum() + (b == k).sum()) for k in labels}
     types = [str(image.get_data_dtype()) for image in (first, second)]
     apart = float(np.abs(np.asarray(first.affine) - np.asarray(second.affine)).max())
@@ -103,7 +103,7 @@ def compare_masks(theirs: Path, ours: Path) -> dict[str, Any]:
 
 
 def summarise(setting: Mapping[str, Any], folds: str) -> dict[str, Any]:
-    """Medians over rounds, ours divided by theirs, and the agreement over all scans."""
+    """Medians over rounds, and the agreement over all scans."""
     scans = setting["scans"].values()
     row: dict[str, Any] = {"folds": folds, "mirror": setting["mirror"], "scans": len(scans)}
     for name, parts in setting["runs"].items():
@@ -133,7 +133,8 @@ def markdown_tables(rows: Sequence[Mapping[str, Any]]) -> str:
     lines += ["", "| folds | mirroring | scans | lowest Dice of a label | voxels that differ | affines differ by |"]
     lines += ["|---|---|---:|---:|---:|---:|"]
     for row in rows:
-        cells = [row["folds"], _yes(row["mirror"]), str(row["scans"]), f"{row['lowest_dice']:.5f}"]
+        lowest = "no label" if row["lowest_dice"] is None else f"{row['lowest_dice']:.5f}"
+        cells = [row["folds"], _yes(row["mirror"]), str(row["scans"]), lowest]
         lines.append(
             "| " + " | ".join([*cells, f"{row['differing']} of {row['voxels']}", f"{row['affine']:.0e}"]) + " |"
         )
@@ -165,9 +166,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=1, help="runs of a command, whose median counts")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(arguments)
-    scans = sorted(options.scans.glob(f"*{ENDING}"))[: options.cases]
+    scans = sorted(options.scans.glob(f"*{ENDING}"))
     if len(scans) < 2:
         raise SystemExit(f"{options.scans} has {len(scans)} files *{ENDING}; at least 2 are needed")
+    if options.cases < 2:
+        raise SystemExit(f"--cases must be at least 2, got {options.cases}")
+    scans = scans[: options.cases]
     mirrored = {"no": [False], "yes": [True], "both": [False, True]}[options.mirror]
     with tempfile.TemporaryDirectory() as folder:
         settings = [measure(options, Path(folder), scans, mirror=mirror) for mirror in mirrored]

@@ -36,6 +36,9 @@ def test_masks_are_compared_label_by_label(bench, tmp_path):
     assert found["dice"] == pytest.approx({"1": 1.0, "2": 58 / 59})
     assert (found["differing"], found["voxels"], found["affine"]) == (1, 120, 0.5)
     assert found["types"] == ["uint8", "uint8"]
+    other[3, 0, 0] = 3
+    found = bench.compare_masks(tmp_path / "a.nii", write_mask(tmp_path / "b.nii", other))
+    assert found["dice"]["3"] == 0  # a label that nobody but us finds
     with pytest.raises(ValueError, match=r"has shape \(4, 5, 6\), .* has \(4, 5, 5\)"):
         bench.compare_masks(tmp_path / "a.nii", write_mask(tmp_path / "c.nii", labels[..., 1:]))
 
@@ -58,6 +61,14 @@ def test_a_further_scan_costs_the_difference_of_two_runs(bench):
     assert "| 0,1 | yes | 5 | 0.99950 | 15 of 500 | 0e+00 |" in table
 
 
+def test_masks_without_any_label_leave_a_table(bench):
+    run = {"wall": 1.0, "processor": 1.0, "peak": 1.0}
+    runs = {name: {"one": [run], "all": [run | {"wall": 2.0, "processor": 2.0}]} for name in bench.COMMANDS}
+    scan = {"dice": {}, "differing": 0, "voxels": 10, "affine": 0.0, "types": ["uint8"] * 2}
+    setting = {"mirror": False, "first": run, "runs": runs, "scans": dict.fromkeys("ab", scan)}
+    assert "| 0 | no | 2 | no label | 0 of 20 | 0e+00 |" in bench.markdown_tables([bench.summarise(setting, "0")])
+
+
 def test_both_commands_get_the_same_model_folds_and_mirroring(bench):
     options = Namespace(model=Path("M"), folds="0,1", workers=1, engine="auto")
     for mirror in (False, True):
@@ -70,3 +81,7 @@ def test_both_commands_get_the_same_model_folds_and_mirroring(bench):
 def test_two_scans_are_needed(bench, tmp_path):
     with pytest.raises(SystemExit, match=r"has 0 files \*_0000.nii.gz; at least 2 are needed"):
         bench.main([str(tmp_path), str(tmp_path)])
+    for name in "ab":
+        (tmp_path / f"{name}_0000.nii.gz").touch()
+    with pytest.raises(SystemExit, match="--cases must be at least 2, got 1"):
+        bench.main([str(tmp_path), str(tmp_path), "--cases", "1"])
