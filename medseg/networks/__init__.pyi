@@ -3,6 +3,7 @@ from .dual_path import DualPathOutput, DualPathZoneNet, fuse_zones
 from .feature_tap import FeatureTap
 from .multi_scale_attention_unet import MultiScaleAttentionUNet
 from .probabilistic_unet import ProbabilisticOutput, ProbabilisticUNet
+from .slicewise_parts import SlicewisePartsNet
 
 __all__ = [
     "AnisotropicUNet",
@@ -12,5 +13,6 @@ __all__ = [
     "MultiScaleAttentionUNet",
     "ProbabilisticOutput",
     "ProbabilisticUNet",
+    "SlicewisePartsNet",
     "fuse_zones",
 ]

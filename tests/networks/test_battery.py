@@ -24,7 +24,7 @@ EXEMPT: dict[tuple[str, str], str] = {
     ): "its posterior reads annotations, which the battery does not give; its own test takes a whole training step",
 }
 # These wrap a network that they are given, and have tests of their own.
-WRAPPERS = {"FeatureTap"}
+WRAPPERS = {"FeatureTap", "SlicewisePartsNet"}
 NETWORKS = [c for c in public_classes("medseg.networks", nn.Module) if c.__name__ not in WRAPPERS]
 
 
