@@ -1,6 +1,6 @@
 """Smaller models from a trained one: what pruning and int8 do to Dice, to the file and to the time on a processor.
 
-    python pipelines/compression.py --data DIR --out DIR          the bundle `hippocampus_segmentation` as shipped
+    python pipelines/compression.py --data DIR --out DIR          the U-Net of the bundle `hippocampus_segmentation`
     python pipelines/compression.py --out DIR --quick             a tiny network on a few drawn volumes
 
 Every method gets the same trained network and gives back something that predicts, and the size of the file that would
@@ -172,14 +172,14 @@ def cost_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def load_task(data: Path, test_cases: int) -> Task:
-    """The bundle's network and the volumes of its task, at the 1 mm that it was trained at."""
+    """The bundle's U-Net, which labels head and body by itself, and the volumes of its task, at their 1 mm."""
     bundle = Bundle.load("hippocampus_segmentation")
     parser = ConfigParser()
     parser.read_config(str(bundle.config_path("inference")))
     network = parser.get_parsed_content("network_def")
     network.load_state_dict(torch.load(bundle.weights_path, weights_only=True))
     x, y, z = parser["inferer"]["inferer"]["roi_size"]
-    return Task(network.eval(), (x, y, z), load_volumes(data / "hippocampus_msd", test_cases))
+    return Task(network.outline.eval(), (x, y, z), load_volumes(data / "hippocampus_msd", test_cases))
 
 
 def load_volumes(folder: Path, test_cases: int) -> Cohort:

@@ -16,7 +16,7 @@ from medseg.data import write_phantom_dataset
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "--set", "network_def::filters=[4, 4, 8, 8]", "--set", "patch_size=[16, 16, 16]",
+    "--set", "network_def::outline::filters=[4, 4, 8, 8]", "--set", "patch_size=[16, 16, 16]",
     "--set", "validate::inferer::roi_size=[24, 24, 24]", "--set", "val_interval=1",
 ]  # fmt: skip
 

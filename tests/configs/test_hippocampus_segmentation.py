@@ -68,7 +68,7 @@ def test_monai_runs_the_inference_config(data, tmp_path):
 
 def test_monai_runs_the_train_and_the_evaluate_config(data, tmp_path):
     small = [
-        "--dataset_dir", data, "--output_dir", tmp_path / "run", "--network_def::filters", "[4,4,8,8]",
+        "--dataset_dir", data, "--output_dir", tmp_path / "run", "--network_def::outline::filters", "[4,4,8,8]",
         "--patch_size", "[16,16,16]",
     ]  # fmt: skip
     done = _monai_bundle(
@@ -84,3 +84,23 @@ def test_monai_runs_the_train_and_the_evaluate_config(data, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "run" / "evaluate" / "metrics.csv").is_file()
+
+
+def test_the_script_measures_borders_between_head_and_body(tmp_path):
+    """Outlines of equal length; one border is right, the other two slices too far in front."""
+    for folder in ("predictions", "labels"):
+        (tmp_path / folder).mkdir()
+    for name, border, found in (("a", 17, 17), ("b", 21, 23)):
+        for path, at in ((f"labels/{name}.nii.gz", border), (f"predictions/{name}_seg.nii.gz", found)):
+            mask = np.zeros((12, 40, 12), np.uint8)
+            mask[3:9, 5:35, 3:9] = 2
+            mask[3:9, at:35, 3:9] = 1
+            mask[5, 7, 5] = 1  # astray, behind the border
+            nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / path)
+    command = [sys.executable, BUNDLE / "scripts" / "border_error.py", tmp_path / "predictions", tmp_path / "labels"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines == [
+        "2 cases, Dice of the whole outline 1.0000",
+        "border to that of the label: 1.00 slices, +1.00 to the front",
+        "by the same share of every length: 2.00 slices",
+    ]

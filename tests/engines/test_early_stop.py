@@ -126,7 +126,7 @@ def test_in_a_bundle_it_writes_what_tensorboard_holds(tmp_path):
     )
     handlers[-1]["objects"]["early_stop"] = f"@train::handlers::{at + 1}"
     overrides = {
-        "train::handlers": handlers, "network_def::filters": [4, 4, 8, 8], "patch_size": [16, 16, 16],
+        "train::handlers": handlers, "network_def::outline::filters": [4, 4, 8, 8], "patch_size": [16, 16, 16],
         "validate::inferer::roi_size": [24, 24, 24], "val_interval": 1, "max_epochs": 40,
     }  # fmt: skip
     run = train_bundle(bundle, tmp_path / "data", tmp_path / "run", device="cpu", overrides=overrides)

@@ -14,7 +14,7 @@ from medseg.engines import Predictor, TrainingProgress, predict_cases, train_bun
 
 # The real bundle with a network of a few hundred weights: the config is what is tested here.
 SMALL = {
-    "network_def::filters": [4, 4, 8, 8],
+    "network_def::outline::filters": [4, 4, 8, 8],
     "patch_size": [16, 16, 16],
     "validate::inferer::roi_size": [24, 24, 24],
     "val_interval": 1,
@@ -59,7 +59,7 @@ def test_the_run_folder_is_a_bundle_that_predicts(whole_run, data, tmp_path):
     assert list((folder / "tensorboard").iterdir())
     config = folder / "configs" / "inference.json"
     content = json.loads(config.read_text())
-    content["network_def"]["filters"] = SMALL["network_def::filters"]
+    content["network_def"]["outline"]["filters"] = SMALL["network_def::outline::filters"]
     config.write_text(json.dumps(content))
     cases = find_cases([data / "imagesTr"])[:1]
     (result,) = predict_cases(Predictor(Bundle.load(folder), device="cpu"), cases, tmp_path)
@@ -115,7 +115,7 @@ def test_finetuning_starts_from_the_weights_of_the_bundle(data, whole_run, tmp_p
 
 def test_finetuning_low_rank_updates_leaves_a_bundle_of_the_plain_network(data, whole_run, tmp_path):
     lora = {"_target_": "medseg.core.adapters.add_lora", "network": "@network_def", "rank": 1}
-    settings = {**SMALL, "max_epochs": 1, "network": {**lora, "train_fully": ["output_block.*"]}}
+    settings = {**SMALL, "max_epochs": 1, "network": {**lora, "train_fully": ["outline.output_block.*"]}}
     base = Bundle.load(whole_run[0])
     train_bundle(base, data, tmp_path, device="cpu", overrides=settings, finetune=True)
     start = torch.load(base.weights_path, weights_only=True)
