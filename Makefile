@@ -16,8 +16,8 @@ format: ## mend what can be mended by itself
 	ruff check --fix .
 	ruff format .
 
-test: ## the usual tests
-	$(PYTHON) -m pytest
+test: ## the usual tests, two files at a time
+	$(PYTHON) -m pytest -n 2
 
 test-all: ## the slow tests as well
 	$(PYTHON) -m pytest -m "slow or not slow"
