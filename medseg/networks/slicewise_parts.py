@@ -22,8 +22,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-_KERNEL = 7
-
 
 class SlicewisePartsNet(nn.Module):
     """Logits of background and parts, (B, 1 + num_parts, X, Y, Z), of images (B, C, X, Y, Z).
@@ -78,10 +76,10 @@ class SlicewisePartsNet(nn.Module):
         )  # fmt: skip
         self.line = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Conv1d(8 * width, 4 * width, _KERNEL, padding=3), nn.LeakyReLU(0.01),
-            nn.Conv1d(4 * width, 4 * width, _KERNEL, padding=6, dilation=2), nn.LeakyReLU(0.01),
+            nn.Conv1d(8 * width, 4 * width, 7, padding=3), nn.LeakyReLU(0.01),
+            nn.Conv1d(4 * width, 4 * width, 7, padding=6, dilation=2), nn.LeakyReLU(0.01),
             nn.Dropout(dropout),
-            nn.Conv1d(4 * width, num_parts, _KERNEL, padding=3),
+            nn.Conv1d(4 * width, num_parts, 7, padding=3),
         )  # fmt: skip
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

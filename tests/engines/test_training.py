@@ -113,6 +113,15 @@ def test_finetuning_starts_from_the_weights_of_the_bundle(data, whole_run, tmp_p
     assert all(torch.allclose(start[name], end[name], atol=1e-6) for name in start)
 
 
+def test_a_frozen_outline_stays_while_the_parts_are_learnt(data, whole_run, tmp_path):
+    settings = {**SMALL, "max_epochs": 1, "freeze_outline": True}
+    train_bundle(Bundle.load(whole_run[0]), data, tmp_path, device="cpu", overrides=settings, finetune=True)
+    start, end = torch.load(whole_run[0] / "models" / "model.pt", weights_only=True), _network(tmp_path)
+    assert {n.startswith("outline.") for n in start} == {True, False}
+    assert all(torch.equal(start[name], end[name]) for name in start if name.startswith("outline."))
+    assert not any(torch.equal(start[name], end[name]) for name in start if name.startswith("line."))
+
+
 def test_finetuning_low_rank_updates_leaves_a_bundle_of_the_plain_network(data, whole_run, tmp_path):
     lora = {"_target_": "medseg.core.adapters.add_lora", "network": "@network_def", "rank": 1}
     settings = {**SMALL, "max_epochs": 1, "network": {**lora, "train_fully": ["outline.output_block.*"]}}

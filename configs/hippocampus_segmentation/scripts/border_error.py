@@ -2,9 +2,9 @@
 
     python scripts/border_error.py PREDICTIONS LABELS
 
-PREDICTIONS is a folder that `medseg predict` filled from images that lie as RAS, LABELS holds the labels of these and
-maybe of other cases. It prints the mean distance of the borders, that of a rule which knows no image but divides every
-predicted outline at the same share of its length (the median share of these cases), and the Dice of the whole outline.
+PREDICTIONS is a folder that `medseg predict` filled, LABELS holds the labels of its cases and maybe of others. It
+prints the mean distance of the borders, that of a rule which knows no image but divides every predicted outline at
+the same share of its length (the median share of these cases), and the Dice of the whole outline.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
+
+from medseg.metrics import compute_dice
 
 HEAD, BODY = 1, 2
 ENDING = "_seg.nii.gz"
@@ -26,11 +29,8 @@ def find_border(mask: np.ndarray) -> int:
 
 
 def read(path: Path) -> np.ndarray:
-    """A mask that lies as RAS."""
-    image = nib.Nifti1Image.from_filename(path)
-    if nib.aff2axcodes(image.affine) != tuple("RAS"):
-        raise SystemExit(f"{path} does not lie as RAS; reorient images and labels first")
-    return np.asarray(image.dataobj)
+    """A mask, turned such that y runs to the front."""
+    return np.asarray(nib.as_closest_canonical(nib.Nifti1Image.from_filename(path)).dataobj)
 
 
 def main() -> None:
@@ -52,7 +52,8 @@ def main() -> None:
         given.append(find_border(label))
         starts.append(slices[0])
         lengths.append(slices[-1] - slices[0])
-        dice.append(2 * ((mask > 0) & (label > 0)).sum() / ((mask > 0).sum() + (label > 0).sum()))
+        outlines = (torch.from_numpy(part > 0)[None, None] for part in (mask, label))
+        dice.append(float(compute_dice(*outlines)))
     distances = np.subtract(found, given)
     share = np.median(np.subtract(given, starts) / lengths)
     by_share = np.subtract(np.add(starts, share * np.array(lengths)), given)
